@@ -56,9 +56,10 @@ pub(crate) fn status(args: &cli::Status) -> Result<Code, Failure> {
     if let Some(machine) = &args.machine {
         let name = machine_name(machine)?;
         let status = Client::new(&directory, &name)?.status()?;
-        match args.json {
-            true => print_json(&status)?,
-            false => print(table::details(&status).as_bytes())?,
+        if args.json {
+            print_json(&status)?;
+        } else {
+            print(table::details(&status).as_bytes())?;
         }
         return Ok(Code::Done);
     }
@@ -73,7 +74,7 @@ pub(crate) fn status(args: &cli::Status) -> Result<Code, Failure> {
     match args.json {
         true => print_json(&entries)?,
         false if entries.is_empty() => {
-            println!("no machine runs (looked in {})", directory.path().display())
+            println!("no machine runs (looked in {})", directory.path().display());
         }
         false => print(table::machines(&entries).as_bytes())?,
     }
@@ -114,14 +115,15 @@ fn machine_name(argument: &str) -> Result<String, Failure> {
         || Path::new(argument)
             .extension()
             .is_some_and(|extension| extension == "toml");
-    match is_path {
-        true => Ok(MachineFile::load(Path::new(argument))
+    if is_path {
+        Ok(MachineFile::load(Path::new(argument))
             .or_exit(Code::Config)?
             .machine
-            .name),
-        false => config::check_name(argument)
+            .name)
+    } else {
+        config::check_name(argument)
             .map_err(anyhow::Error::msg)
-            .or_exit(Code::Config),
+            .or_exit(Code::Config)
     }
 }
 

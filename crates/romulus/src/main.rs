@@ -63,8 +63,9 @@ fn start_tracing(verbose: u8) {
         .with_ansi(io::stderr().is_terminal())
         .with_target(verbose > 0);
     // The journal adds the time itself.
-    match env::var_os("JOURNAL_STREAM").is_some() {
-        true => format.without_time().init(),
-        false => format.init(),
+    if env::var_os("JOURNAL_STREAM").is_some() {
+        format.without_time().init();
+    } else {
+        format.init();
     }
 }

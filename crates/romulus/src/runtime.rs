@@ -48,12 +48,6 @@ impl RuntimeDir {
         Ok(Self(directory.or_exit(Code::CannotCreate)?.join("romulus")))
     }
 
-    /// The directory at `path`.
-    #[cfg(test)]
-    pub(crate) fn at(path: &Path) -> Self {
-        Self(path.to_owned())
-    }
-
     /// Its path.
     pub(crate) fn path(&self) -> &Path {
         &self.0
@@ -92,7 +86,7 @@ impl RuntimeDir {
                 Ok(()) if same_file(&file, &path) => {
                     return Ok(Lock {
                         _file: file,
-                        lock: path,
+                        path,
                         socket: self.socket(name),
                     });
                 }
@@ -174,7 +168,7 @@ impl std::fmt::Display for Holder {
 #[derive(Debug)]
 pub(crate) struct Lock {
     _file: File,
-    lock: PathBuf,
+    path: PathBuf,
     socket: PathBuf,
 }
 
@@ -187,7 +181,7 @@ impl Lock {
 
 impl Drop for Lock {
     fn drop(&mut self) {
-        for path in [&self.socket, &self.lock] {
+        for path in [&self.socket, &self.path] {
             if let Err(error) = fs::remove_file(path)
                 && error.kind() != io::ErrorKind::NotFound
             {

@@ -40,12 +40,11 @@ enum Left {
 pub(crate) fn console(client: &Client, name: &str) -> Result<(), Failure> {
     let interactive = terminal::is_terminal();
     let left = client.attach(|connection| async move {
-        let raw = match interactive {
-            true => {
-                eprintln!("Console of {name}. Ctrl-] then q leaves.");
-                Some(Raw::enter().context("cannot make the terminal raw")?)
-            }
-            false => None,
+        let raw = if interactive {
+            eprintln!("Console of {name}. Ctrl-] then q leaves.");
+            Some(Raw::enter().context("cannot make the terminal raw")?)
+        } else {
+            None
         };
         let left = carry(connection, interactive).await;
         drop(raw);
@@ -66,9 +65,10 @@ async fn carry(connection: TokioIo<Upgraded>, interactive: bool) -> anyhow::Resu
     let input = async {
         let mut keys = Keys::default();
         while let Some(bytes) = typed.recv().await {
-            let inputs = match interactive {
-                true => keys.feed(&bytes),
-                false => vec![Input::Bytes(bytes)],
+            let inputs = if interactive {
+                keys.feed(&bytes)
+            } else {
+                vec![Input::Bytes(bytes)]
             };
             for input in inputs {
                 match input {

@@ -231,9 +231,12 @@ impl Client {
 
 /// Makes sure that a machine's process is really gone before the command ends.
 pub(crate) fn gone(client: &Client, limit: Duration) -> Result<(), Failure> {
-    let check = || match client.wait_gone(limit)? {
-        true => Ok(()),
-        false => bail!("the machine has ended but its process is still there after {limit:?}"),
+    let check = || {
+        if client.wait_gone(limit)? {
+            Ok(())
+        } else {
+            bail!("the machine has ended but its process is still there after {limit:?}")
+        }
     };
     check().or_exit(Code::Failed)
 }

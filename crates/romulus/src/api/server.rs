@@ -168,9 +168,10 @@ async fn resume<C: Control>(State(control): State<Arc<C>>) -> Response {
 
 async fn stop<C: Control>(State(control): State<Arc<C>>, body: Bytes) -> Response {
     // The body is optional, and its type is clear without a header.
-    let request = match body.is_empty() {
-        true => Ok(StopRequest::default()),
-        false => serde_json::from_slice(&body),
+    let request = if body.is_empty() {
+        Ok(StopRequest::default())
+    } else {
+        serde_json::from_slice(&body)
     };
     let request: StopRequest = match request {
         Ok(request) => request,

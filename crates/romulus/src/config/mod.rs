@@ -5,6 +5,8 @@
 mod problem;
 mod reader;
 mod schema;
+#[cfg(test)]
+mod tests;
 mod values;
 
 pub(crate) use problem::ConfigError;

@@ -81,11 +81,10 @@ impl<'i, 'p> Section<'i, 'p> {
         let value = self.take(key);
         if value.is_none() {
             let title = &self.title;
-            let text = match title.is_empty() {
-                true => format!("`{key}` is missing; write for example `{key} = {example}`"),
-                false => {
-                    format!("`{key}` is missing in {title}; write for example `{key} = {example}`")
-                }
+            let text = if title.is_empty() {
+                format!("`{key}` is missing; write for example `{key} = {example}`")
+            } else {
+                format!("`{key}` is missing in {title}; write for example `{key} = {example}`")
             };
             match &self.span {
                 Some(span) => self.problems.at::<()>(span.clone(), text),
@@ -195,7 +194,7 @@ impl<'i, 'p> Section<'i, 'p> {
             let span = element.span();
             match element.into_inner() {
                 DeValue::Table(table) => {
-                    sections.push(Self::new(&title, Some(span), table, self.problems))
+                    sections.push(Self::new(&title, Some(span), table, self.problems));
                 }
                 other => {
                     self.wrong_type::<()>(span, key, &expected, &other);

@@ -122,9 +122,11 @@ impl Reader<'_> {
         let kernel = boot
             .require("kernel", "\"vmlinuz\"")
             .and_then(|v| self.path(&boot, "kernel", v));
-        let initrd = optional(boot.take("initrd"), |v| self.path(&boot, "initrd", v));
-        let kernel_cache = optional(boot.take("kernel_cache"), |v| {
-            self.path(&boot, "kernel_cache", v)
+        let initrd = or(boot.take("initrd"), None, |v| {
+            self.path(&boot, "initrd", v).map(Some)
+        });
+        let kernel_cache = or(boot.take("kernel_cache"), None, |v| {
+            self.path(&boot, "kernel_cache", v).map(Some)
         });
         let command_line = or(boot.take("command_line"), COMMAND_LINE.to_owned(), |v| {
             boot.parse("command_line", v, check_command_line)
@@ -140,23 +142,23 @@ impl Reader<'_> {
     }
 
     fn console(&self, mut console: Section<'_, '_>) -> Option<ConsoleLog> {
-        let log = optional(console.take("log"), |v| {
+        let log = or(console.take("log"), None, |v| {
             let text = console.string("log", v)?;
             match text.get_ref().as_str() {
                 "stdio" => Some(None),
-                _ => self
-                    .checked_path("log", text)
-                    .map(|path| Some(path.into_inner())),
+                _ => self.checked_path("log", &text).map(Some),
             }
         });
-        let max_size = optional(console.take("max_size"), |v| {
-            console.parse("max_size", v, values::parse_log_size)
+        let max_size = or(console.take("max_size"), None, |v| {
+            console
+                .parse("max_size", v, values::parse_log_size)
+                .map(Some)
         });
         let keep = or(console.take("keep"), u64::from(LOG_KEEP), |v| {
             console.integer("keep", v, 0, 99)
         });
         console.finish();
-        let (log, max_size, keep) = (log?.flatten(), max_size?, u32::try_from(keep?).ok()?);
+        let (log, max_size, keep) = (log?, max_size?, u32::try_from(keep?).ok()?);
         match (log, max_size) {
             (None, None) => Some(ConsoleLog::Stdio),
             (None, Some(size)) => self.problems.at(
@@ -166,7 +168,7 @@ impl Reader<'_> {
             (Some(path), size) => {
                 let max_size = size.map_or(LOG_MAX_SIZE, Spanned::into_inner);
                 Some(ConsoleLog::File(LogFile {
-                    path,
+                    path: path.into_inner(),
                     max_size,
                     keep,
                 }))
@@ -183,8 +185,8 @@ impl Reader<'_> {
             let tap = nic
                 .require("tap", "\"tap0\"")
                 .and_then(|v| nic.parse("tap", v, values::check_interface));
-            let bridge = optional(nic.take("bridge"), |v| {
-                nic.parse("bridge", v, values::check_interface)
+            let bridge = or(nic.take("bridge"), None, |v| {
+                nic.parse("bridge", v, values::check_interface).map(Some)
             });
             let mac = or(nic.take("mac"), None, |v| {
                 nic.parse("mac", v, values::parse_mac).map(Some)
@@ -270,10 +272,10 @@ impl Reader<'_> {
         key: &str,
         value: Value<'i>,
     ) -> Option<Spanned<PathBuf>> {
-        self.checked_path(key, section.string(key, value)?)
+        self.checked_path(key, &section.string(key, value)?)
     }
 
-    fn checked_path(&self, key: &str, text: Spanned<String>) -> Option<Spanned<PathBuf>> {
+    fn checked_path(&self, key: &str, text: &Spanned<String>) -> Option<Spanned<PathBuf>> {
         let span = text.span();
         match text.get_ref().as_str() {
             "" => self
@@ -327,14 +329,6 @@ fn or<'i, T>(
     read: impl FnOnce(Value<'i>) -> Option<T>,
 ) -> Option<T> {
     value.map_or(Some(default), read)
-}
-
-/// `Some(None)` where the file says nothing; `None` where it says something wrong.
-fn optional<'i, T>(
-    value: Option<Value<'i>>,
-    read: impl FnOnce(Value<'i>) -> Option<T>,
-) -> Option<Option<T>> {
-    value.map_or(Some(None), |value| read(value).map(Some))
 }
 
 fn after<'i>(section: &Section<'i, '_>, key: &str, value: Value<'i>) -> Option<After> {

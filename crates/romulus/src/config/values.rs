@@ -12,7 +12,7 @@ const MEMORY_STEP: u64 = 2 << 20;
 /// More memory than any host has is a slip of the unit.
 const MEMORY_MAX: u64 = 4 << 40;
 /// Longest wait that a machine file may ask for.
-const DURATION_MAX: Duration = Duration::from_secs(24 * 3600);
+const DURATION_MAX: Duration = Duration::from_hours(24);
 
 /// Fewest and most vCPUs.
 pub(super) const VCPUS: (u64, u64) = (1, VCPUS_MAX as u64);

@@ -46,14 +46,15 @@ impl RotatingLog {
         while !bytes.is_empty() {
             let room =
                 usize::try_from(self.max_size.saturating_sub(self.size)).unwrap_or(usize::MAX);
-            let fits = match bytes.len() <= room {
-                true => bytes.len(),
-                false => match bytes[..room].iter().rposition(|byte| *byte == b'\n') {
+            let fits = if bytes.len() <= room {
+                bytes.len()
+            } else {
+                match bytes[..room].iter().rposition(|byte| *byte == b'\n') {
                     Some(newline) => newline + 1,
                     // A line longer than a whole file has to be cut somewhere.
                     None if self.size == 0 => room,
                     None => 0,
-                },
+                }
             };
             let (now, later) = bytes.split_at(fits);
             self.file.write_all(now)?;

@@ -88,7 +88,7 @@ mod tests {
                 let position = all.len().saturating_sub(piece.len()) as u64;
                 let (end, missed) = ring.read(position, &mut got);
                 prop_assert_eq!(end, all.len() as u64);
-                prop_assert_eq!(missed as usize, piece.len().saturating_sub(capacity));
+                prop_assert_eq!(missed, piece.len().saturating_sub(capacity) as u64);
                 prop_assert!(all.ends_with(&got));
                 prop_assert_eq!(got.len(), piece.len().min(capacity));
             }

@@ -59,7 +59,7 @@ pub(crate) fn spawn(hub: Arc<Hub>, mut target: Target) -> io::Result<JoinHandle<
                 // The machine matters more than its log: say it once, and go on.
                 match &result {
                     Err(error) if !failing => {
-                        tracing::error!("console output cannot be written and is lost: {error}")
+                        tracing::error!("console output cannot be written and is lost: {error}");
                     }
                     Ok(()) if failing => tracing::info!("console output can be written again"),
                     _ => {}

@@ -54,11 +54,11 @@ pub(super) fn boot(
     config: &Config,
     console: Box<dyn Write + Send>,
 ) -> Result<Box<dyn Guest>, Failure> {
-    let paused = Paused::boot(config, console).map_err(|error| explain(&config.name, error))?;
+    let paused = Paused::boot(config, console).map_err(|error| explain(&config.name, &error))?;
     let port = Arc::new(paused.handle());
     let machine = paused
         .resume()
-        .map_err(|error| explain(&config.name, error))?;
+        .map_err(|error| explain(&config.name, &error))?;
     Ok(Box::new(Real {
         port,
         life: Life::Running(machine),
@@ -103,8 +103,8 @@ impl Guest for Real {
 }
 
 /// Gives an error of the machine its exit code, and what to do next where the error itself cannot know.
-fn explain(name: &str, error: Error) -> Failure {
-    let (code, advice) = match &error {
+fn explain(name: &str, error: &Error) -> Failure {
+    let (code, advice) = match error {
         Error::File { source, .. } => match source.kind() {
             io::ErrorKind::PermissionDenied => {
                 (Code::NoPermission, "; run as a user who may open it")

@@ -73,16 +73,15 @@ pub(crate) fn run(args: &cli::Run) -> Result<Code, Failure> {
             )
         })
         .or_exit(Code::CannotCreate)?;
-    let raw = match interactive {
-        false => None,
-        true => {
-            eprintln!(
-                "Console of {name}. Ctrl-] then ? shows the keys, Ctrl-] then q stops the machine."
-            );
-            let raw = Raw::enter().context("cannot make the terminal raw")?;
-            typing::spawn(Arc::clone(&shared), events).context("cannot read the terminal")?;
-            Some(raw)
-        }
+    let raw = if interactive {
+        eprintln!(
+            "Console of {name}. Ctrl-] then ? shows the keys, Ctrl-] then q stops the machine."
+        );
+        let raw = Raw::enter().context("cannot make the terminal raw")?;
+        typing::spawn(Arc::clone(&shared), events).context("cannot read the terminal")?;
+        Some(raw)
+    } else {
+        None
     };
 
     let machine = file.machine.clone();
@@ -101,9 +100,10 @@ pub(crate) fn run(args: &cli::Run) -> Result<Code, Failure> {
     drop(raw);
     drop(lock);
     let end = result?;
-    match end.code {
-        Code::Done => tracing::info!("machine {name}: {}", end.text),
-        _ => tracing::error!("machine {name}: {}", end.text),
+    if end.code == Code::Done {
+        tracing::info!("machine {name}: {}", end.text);
+    } else {
+        tracing::error!("machine {name}: {}", end.text);
     }
     Ok(end.code)
 }
@@ -130,9 +130,12 @@ fn kernel_cache() -> Option<PathBuf> {
             .filter(|value| !value.is_empty())
             .map(PathBuf::from)
     };
-    let base = given("XDG_CACHE_HOME").or_else(|| match rustix::process::geteuid().is_root() {
-        true => Some(PathBuf::from("/var/cache")),
-        false => Some(given("HOME")?.join(".cache")),
+    let base = given("XDG_CACHE_HOME").or_else(|| {
+        if rustix::process::geteuid().is_root() {
+            Some(PathBuf::from("/var/cache"))
+        } else {
+            Some(given("HOME")?.join(".cache"))
+        }
     });
     Some(base?.join("romulus"))
 }

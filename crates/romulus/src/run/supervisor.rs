@@ -13,16 +13,13 @@ use anyhow::Context as _;
 use romulus_machine::Exit;
 use signal_hook::consts::SIGHUP;
 use std::{
-    sync::{
-        Arc,
-        mpsc::{Receiver, RecvTimeoutError},
-    },
+    sync::{Arc, mpsc::Receiver},
     thread,
     time::{Duration, Instant},
 };
 
 /// A guest's end is waited for in pieces of this length; it is told at once.
-const WATCH: Duration = Duration::from_secs(3600);
+const WATCH: Duration = Duration::from_hours(1);
 
 /// What may happen.
 #[derive(Debug)]
@@ -142,13 +139,10 @@ impl Supervisor {
         match self.deadline {
             // The shared state keeps a sender: the channel never closes.
             None => self.inbox.recv().ok(),
-            Some(deadline) => match self
+            Some(deadline) => self
                 .inbox
                 .recv_timeout(deadline.saturating_duration_since(Instant::now()))
-            {
-                Ok(event) => Some(event),
-                Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => None,
-            },
+                .ok(),
         }
     }
 
@@ -171,7 +165,7 @@ impl Supervisor {
             )),
             Some(Event::Signal(_) | Event::Stop) => self.stop(guest, None),
             Some(Event::PowerButton) => {
-                self.press(guest);
+                press(guest);
                 Step::Continue
             }
             Some(Event::Command(command)) => self.command(guest, command),
@@ -191,7 +185,10 @@ impl Supervisor {
                         "the machine is paused and cannot see its power button; resume it first",
                     )),
                 ),
-                _ => (reply, Ok(self.press(guest))),
+                _ => (reply, {
+                    press(guest);
+                    Ok(())
+                }),
             },
             Command::Pause(reply) if self.deadline.is_some() => {
                 (reply, Err(Refusal::new("the machine is stopping")))
@@ -202,11 +199,6 @@ impl Supervisor {
         // Who asked may have left.
         let _ = reply.send(result);
         Step::Continue
-    }
-
-    fn press(&self, guest: &dyn Guest) {
-        tracing::info!("pressing the guest's power button");
-        guest.port().press_power_button();
     }
 
     fn pause(&self, guest: &mut dyn Guest) -> Result<(), Refusal> {
@@ -233,7 +225,7 @@ impl Supervisor {
     fn stop(&mut self, guest: &mut dyn Guest, timeout: Option<Duration>) -> Step {
         let timeout = timeout.unwrap_or(self.shared.file.stop_timeout);
         // A time beyond what the clock can say is no limit worth keeping; a day is.
-        let deadline = Instant::now() + timeout.min(Duration::from_secs(24 * 3600));
+        let deadline = Instant::now() + timeout.min(Duration::from_hours(24));
         let first = self.deadline.is_none();
         self.deadline = Some(
             self.deadline
@@ -254,7 +246,7 @@ impl Supervisor {
                 "stopping; by force after {}",
                 humantime::format_duration(timeout)
             );
-            self.press(guest);
+            press(guest);
         }
         Step::Continue
     }
@@ -292,6 +284,11 @@ impl Supervisor {
             )),
         }
     }
+}
+
+fn press(guest: &dyn Guest) {
+    tracing::info!("pressing the guest's power button");
+    guest.port().press_power_button();
 }
 
 /// Starts the thread that waits for the guest's end. It ends with the guest.
