@@ -99,6 +99,13 @@ impl Digest {
     pub(crate) fn short(&self) -> String {
         self.0.finalize().to_hex()[..16].to_owned()
     }
+
+    /// The first 16 bytes.
+    pub(crate) fn bytes16(&self) -> [u8; 16] {
+        let mut bytes = [0; 16];
+        bytes.copy_from_slice(&self.0.finalize().as_bytes()[..16]);
+        bytes
+    }
 }
 
 pub(crate) fn create_dir(path: &Path) -> Result<()> {

@@ -129,8 +129,32 @@ impl Initramfs {
         &self.tree
     }
 
-    pub(crate) fn tree_mut(&mut self) -> &mut Tree {
-        &mut self.tree
+    /// Adds everything in `sysroot` that is not there yet.
+    pub(crate) fn all_of(&mut self, sysroot: &Path) -> Result<()> {
+        let mut todo = vec![String::new()];
+        while let Some(directory) = todo.pop() {
+            let here = elf::on_disk(sysroot, &directory);
+            for entry in
+                fs::read_dir(&here).with_context(|| format!("cannot read {}", here.display()))?
+            {
+                let entry = entry.with_context(|| format!("cannot read {}", here.display()))?;
+                let Ok(name) = entry.file_name().into_string() else {
+                    continue;
+                };
+                let (path, kind) = (format!("{directory}/{name}"), entry.file_type()?);
+                if kind.is_dir() {
+                    todo.push(path);
+                } else if self.tree.get(&path).is_none() {
+                    if kind.is_symlink() {
+                        self.tree
+                            .symlink(&path, &fs::read_link(entry.path())?.to_string_lossy());
+                    } else if kind.is_file() {
+                        self.copy(&entry.path(), &path, None)?;
+                    }
+                }
+            }
+        }
+        Ok(())
     }
 }
 
