@@ -55,7 +55,11 @@ impl Devices {
     ///
     /// # Errors
     /// A tap, bridge or disk that is missing, busy or forbidden, by name.
-    pub fn new(config: &Config, ram: Ram, interrupts: Arc<dyn InterruptLine>) -> Result<Self, Error> {
+    pub fn new(
+        config: &Config,
+        ram: Ram,
+        interrupts: Arc<dyn InterruptLine>,
+    ) -> Result<Self, Error> {
         let _ = (config, ram, interrupts);
         Ok(Self {})
     }
