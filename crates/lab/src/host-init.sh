@@ -1,5 +1,7 @@
 #!/bin/busybox sh
 # The first process of a host of the lab: names the interfaces, makes br0, starts the agent.
+# This shell prefers its own ip to the real one, hence the path.
+ip=/usr/bin/ip
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root
 mount -t proc proc /proc
 mount -t sysfs sysfs /sys
@@ -18,7 +20,7 @@ for word in $(cat /proc/cmdline); do
     case $word in lab.host=*) n=${word#lab.host=} ;; esac
 done
 hostname "h$n"
-ip link set lo up
+$ip link set lo up
 
 # By hardware address, because the order in which a kernel finds interfaces is no promise.
 for device in /sys/class/net/eth*; do
@@ -29,9 +31,9 @@ for device in /sys/class/net/eth*; do
         *:03) name=ctl ;;
         *) continue ;;
     esac
-    ip link set "${device##*/}" name $name
+    $ip link set "${device##*/}" name $name
 done
-ip -batch - <<EOF
+$ip -batch - <<EOF
 addr add 198.51.100.$n/24 dev rep
 link set rep up
 addr add 203.0.113.$n/24 dev ctl

@@ -124,9 +124,10 @@ fn base(kernel: &Kernel, progress: &Progress) -> Result<PathBuf> {
     }
     add_busybox(&mut image)?;
     for program in PROGRAMS {
-        // The shell is busybox's; its bash is for people.
         image.program(Path::new("/"), &resolved(program)?)?;
     }
+    // Busybox's own shell would prefer its commands to the real ones.
+    image.symlink("/bin/sh", "bash");
     for file in FIRMWARE {
         image.copy(Path::new(file), file, Some(0o644))?;
     }
@@ -175,7 +176,7 @@ fn add_busybox(image: &mut Initramfs) -> Result<()> {
     let path = resolved("/usr/bin/busybox")?;
     let output = Command::new(&path).arg("--list").output().with_context(|| format!("cannot run {path}"))?;
     image.copy(Path::new(&path), "/bin/busybox", Some(0o755))?;
-    for name in String::from_utf8_lossy(&output.stdout).lines().filter(|name| *name != "busybox") {
+    for name in String::from_utf8_lossy(&output.stdout).lines().filter(|name| !["busybox", "sh"].contains(name)) {
         let is_real = PROGRAMS.iter().any(|program| program.rsplit('/').next() == Some(name));
         if !is_real {
             image.symlink(&format!("/bin/{name}"), "busybox");
