@@ -5,12 +5,12 @@
 //! bounded amount of work.
 
 use super::gate::Gate;
-use crate::memory::Ram;
+use crate::memory::{Ram, WriteLog};
 use std::sync::atomic::Ordering;
 use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
 use vm_memory::{
     Bytes, GuestAddress, GuestMemory, Permissions, VolatileSlice,
-    bitmap::{AtomicBitmap, BS, Bitmap},
+    bitmap::{BS, Bitmap},
 };
 
 /// The largest number of pieces that a chain may have: as many as one `readv` takes (`UIO_MAXIOV`), less the header.
@@ -19,7 +19,7 @@ pub(crate) const PARTS_MAX: usize = 1023;
 const NO_INTERRUPT: u16 = 1;
 
 /// A piece of guest memory that lies in one piece in the host's.
-pub(crate) type Part<'m> = VolatileSlice<'m, BS<'m, AtomicBitmap>>;
+pub(crate) type Part<'m> = VolatileSlice<'m, BS<'m, WriteLog>>;
 
 /// Why a device cannot go on with a queue. The text is for the log.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -142,7 +142,7 @@ pub(super) fn memory() -> Ram {
 /// Forgets which pages were written.
 pub(super) fn clean(ram: &Ram) {
     for region in ram.iter() {
-        (**region).bitmap().reset();
+        (**region).bitmap().clear();
     }
 }
 
