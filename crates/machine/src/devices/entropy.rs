@@ -96,3 +96,34 @@ impl VirtioDevice for Entropy {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{DATA, Guest, WRITE, config};
+    use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
+
+    #[test]
+    fn random_bytes_fill_what_is_offered_up_to_a_limit() {
+        let mut config = config();
+        config.entropy = true;
+        let guest = Guest::new(&config, Vec::new());
+        assert!(guest.negotiate(0, 1 << VIRTIO_F_VERSION_1));
+        let mut queue = guest.queue(0, 0, 4, 0x1000, false);
+        guest.ready(0);
+        guest.devices.run().unwrap();
+        queue.chain(0, &[(DATA, 10, WRITE), (DATA + 0x1000, 4096, WRITE)]);
+        queue.offer(0);
+        guest.kick(0, 0);
+        assert_eq!(queue.wait(), (0, 256));
+        let mut bytes = queue.bytes(DATA, 10);
+        bytes.extend(queue.bytes(DATA + 0x1000, 246));
+        let distinct: std::collections::HashSet<_> = bytes.iter().collect();
+        assert!(distinct.len() > 64, "{bytes:?}");
+        assert_eq!(queue.bytes(DATA + 0x1000 + 246, 8), [0; 8]);
+        // A buffer that is to be read is against the rules.
+        queue.chain(2, &[(DATA, 10, 0)]);
+        queue.offer(2);
+        guest.kick(0, 0);
+        assert_eq!(queue.wait(), (2, 0));
+    }
+}
