@@ -138,7 +138,7 @@ fn uuid_of(tree: &Tree) -> String {
     let mut bytes = digest.bytes16();
     bytes[6] = bytes[6] & 0x0f | 0x80;
     bytes[8] = bytes[8] & 0x3f | 0x80;
-    let hex: String = bytes.iter().map(|b| format!("{b:02x}")).collect();
+    let hex = format!("{:032x}", u128::from_be_bytes(bytes));
     [
         &hex[..8],
         &hex[8..12],
@@ -152,6 +152,7 @@ fn uuid_of(tree: &Tree) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::time::{SystemTime, UNIX_EPOCH};
 
     fn image() -> Vec<u8> {
         let mut tree = Tree::merged_usr();
@@ -187,8 +188,17 @@ mod tests {
     #[test]
     fn two_images_of_one_tree_are_the_same_and_sound() {
         let first = image();
-        // Change times are whole seconds where they are not set: another second has to begin.
-        std::thread::sleep(std::time::Duration::from_millis(1100));
+        // A time that is not set would show as another second: wait until one begins.
+        let second = || {
+            SystemTime::now()
+                .duration_since(UNIX_EPOCH)
+                .unwrap()
+                .as_secs()
+        };
+        let before = second();
+        while second() == before {
+            std::thread::sleep(std::time::Duration::from_millis(20));
+        }
         assert!(first == image(), "the images differ");
     }
 }
