@@ -18,7 +18,7 @@ const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 const DEFAULT_MIRROR: &str = "http://deb.debian.org/debian";
 const DEFAULT_SECURITY_MIRROR: &str = "http://deb.debian.org/debian-security";
 /// Package lists older than this are updated, if the archive can be reached.
-const FRESH: Duration = Duration::from_secs(24 * 60 * 60);
+const FRESH: Duration = Duration::from_hours(24);
 
 /// A package that apt has chosen.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -80,9 +80,9 @@ impl Archive {
         let _lock = self.lock()?;
         let mut digest = Digest::new("resolved 1");
         digest.add(self.lists()?);
-        names.iter().for_each(|name| {
+        for name in names {
             digest.add(name);
-        });
+        }
         let known = self
             .directory
             .join(format!("resolved-{}.json", digest.short()));

@@ -64,15 +64,15 @@ pub(crate) fn entry(
     // The lock is ours: what lies here is left over from a build that was interrupted.
     remove_tree(&unfinished)?;
     create_dir(&unfinished)?;
-    let built = build(&unfinished).and_then(|()| {
+    let outcome = build(&unfinished).and_then(|()| {
         fs::rename(&unfinished, &entry)
             .with_context(|| format!("cannot put {} in its place", entry.display()))
     });
-    if built.is_err() {
+    if outcome.is_err() {
         // The error of the build says more than one of this clean-up.
         let _ = remove_tree(&unfinished);
     }
-    built.map(|()| entry)
+    outcome.map(|()| entry)
 }
 
 /// A digest of named inputs, for the name of a cache entry. Each part is counted with its length, so that no two

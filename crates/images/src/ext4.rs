@@ -16,6 +16,19 @@ use crate::tree::{Node, Tree};
 /// The time in all inodes and in the superblock: 2024-01-01. Not 0, which e2fsprogs takes for "now".
 const TIME: &str = "1704067200";
 
+/// What Debian 12's and 13's kernels both mount.
+const CONFIG: &str = "\
+[defaults]
+    base_features = sparse_super,large_file,filetype,resize_inode,dir_index,ext_attr
+    enable_periodic_fsck = 0
+[fs_types]
+    ext4 = {
+        features = has_journal,extent,huge_file,flex_bg,metadata_csum,64bit,dir_nlink,extra_isize
+    }
+    small = {
+    }
+";
+
 /// Writes an image of `size_mib` with `tree` as its file system. `scratch` is an empty place for its pieces.
 pub(crate) fn write(tree: &Tree, size_mib: u32, image: &Path, scratch: &Path) -> Result<()> {
     let stage = scratch.join("stage");
@@ -28,17 +41,20 @@ pub(crate) fn write(tree: &Tree, size_mib: u32, image: &Path, scratch: &Path) ->
     let uuid = uuid_of(tree);
     let mut make = Command::new("mke2fs");
     make.args([
-        "-q", "-F", "-t", "ext4", "-b", "4096", "-I", "256", "-m", "0", "-L", "guest", "-U", &uuid,
+        "-q", "-F", "-t", "ext4", "-b", "4096", "-I", "256", "-i", "8192", "-m", "0", "-L",
+        "guest", "-U", &uuid,
     ]);
-    make.args(["-O", "metadata_csum,64bit,^orphan_file", "-E"]);
-    make.arg(format!(
+    make.arg("-E").arg(format!(
         "hash_seed={uuid},root_owner=0:0,lazy_itable_init=0,lazy_journal_init=0,nodiscard"
     ));
+    // This computer's own mke2fs.conf is to change nothing.
+    let config = scratch.join("mke2fs.conf");
+    fs::write(&config, CONFIG).with_context(|| format!("cannot write {}", config.display()))?;
     make.arg("-d")
         .arg(&stage)
         .arg(image)
         .env("E2FSPROGS_FAKE_TIME", TIME)
-        .env("MKE2FS_CONFIG", "/dev/null");
+        .env("MKE2FS_CONFIG", &config);
     run::quiet(
         &mut make,
         "mke2fs (package e2fsprogs); is the size of the disk enough?",
@@ -87,8 +103,9 @@ fn inode_commands(tree: &Tree) -> String {
     let mut text = String::new();
     for (path, mode) in inodes {
         // Writing to a string cannot fail.
-        let mut set =
-            |field: &str, value: &str| drop(writeln!(text, "sif \"/{path}\" {field} {value}"));
+        let mut set = |field: &str, value: &str| {
+            let _ = writeln!(text, "sif \"/{path}\" {field} {value}");
+        };
         set("mode", &format!("0{mode:o}"));
         for field in [
             "uid",
@@ -121,7 +138,7 @@ fn uuid_of(tree: &Tree) -> String {
     let mut bytes = digest.bytes16();
     bytes[6] = bytes[6] & 0x0f | 0x80;
     bytes[8] = bytes[8] & 0x3f | 0x80;
-    let hex: String = bytes.iter().map(|b| format!("{b:02x}")).collect();
+    let hex = format!("{:032x}", u128::from_be_bytes(bytes));
     [
         &hex[..8],
         &hex[8..12],
@@ -135,6 +152,7 @@ fn uuid_of(tree: &Tree) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::time::{SystemTime, UNIX_EPOCH};
 
     fn image() -> Vec<u8> {
         let mut tree = Tree::merged_usr();
@@ -170,8 +188,17 @@ mod tests {
     #[test]
     fn two_images_of_one_tree_are_the_same_and_sound() {
         let first = image();
-        // Change times are whole seconds where they are not set: another second has to begin.
-        std::thread::sleep(std::time::Duration::from_millis(1100));
+        // A time that is not set would show as another second: wait until one begins.
+        let second = || {
+            SystemTime::now()
+                .duration_since(UNIX_EPOCH)
+                .unwrap()
+                .as_secs()
+        };
+        let before = second();
+        while second() == before {
+            std::thread::sleep(std::time::Duration::from_millis(20));
+        }
         assert!(first == image(), "the images differ");
     }
 }

@@ -118,19 +118,19 @@ pub fn build_guest(
         .collect::<Result<Vec<_>>>()?;
 
     let mut digest = Digest::new("guest");
-    BUILDER.iter().for_each(|source| {
+    for source in BUILDER {
         digest.add(source);
-    });
+    }
     digest
         .add(format!("{recipe:?}"))
-        .add(kernel.root.to_string_lossy().as_bytes())
+        .add(kernel.identity())
         .add(kind.name());
-    packages.iter().for_each(|p| {
-        digest.add(&p.hash);
-    });
-    certificates.iter().for_each(|(certificate, key)| {
+    for package in &packages {
+        digest.add(&package.hash);
+    }
+    for (certificate, key) in &certificates {
         digest.add(certificate).add(key);
-    });
+    }
     let entry = format!("{name}-{suite}-{}-{}", kind.name(), digest.short());
     let directory = cache::entry(&cache::cache_dir(), "guest", &entry, |directory| {
         let sysroot = sysroot(&archive, &packages, &format!("{name}-{suite}"), progress)?;
@@ -166,9 +166,9 @@ fn sysroot(
     progress: &Progress,
 ) -> Result<PathBuf> {
     let mut digest = Digest::new("sysroot 1");
-    packages.iter().for_each(|p| {
-        digest.add(&p.hash);
-    });
+    for package in packages {
+        digest.add(&package.hash);
+    }
     let entry = format!("{name}-{}", digest.short());
     cache::entry(&cache::cache_dir(), "sysroot", &entry, |root| {
         let step = progress.step(format!(
@@ -230,8 +230,11 @@ fn root(
         root.symlink(path, target);
     }
     for (wanted, (certificate, key)) in recipe.certificates.iter().zip(certificates) {
-        root.file(&wanted.certificate, 0o644, certificate.clone())
-            .file(&wanted.key, 0o600, key.clone());
+        root.file(&wanted.path, 0o644, certificate.clone()).file(
+            &wanted.key_path,
+            0o600,
+            key.clone(),
+        );
     }
     for (number, service) in recipe.services.iter().enumerate() {
         let directory = format!("/etc/services.d/{number:02}-{}", service.name);

@@ -184,8 +184,10 @@ pub(crate) struct OwnFile {
 /// A self-signed certificate to be made.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Certificate {
-    pub(crate) certificate: String,
-    pub(crate) key: String,
+    /// Where in the guest it lies.
+    pub(crate) path: String,
+    /// Where in the guest its private key lies.
+    pub(crate) key_path: String,
     /// The first is the subject.
     pub(crate) names: Vec<String>,
     pub(crate) addresses: Vec<std::net::IpAddr>,
@@ -313,8 +315,8 @@ impl Recipe {
                 ));
             }
             self.certificates.push(Certificate {
-                certificate: file.absolute(&certificate.certificate, "certificate.certificate")?,
-                key: file.absolute(&certificate.key, "certificate.key")?,
+                path: file.absolute(&certificate.certificate, "certificate.certificate")?,
+                key_path: file.absolute(&certificate.key, "certificate.key")?,
                 names: certificate.names.into_inner(),
                 addresses: certificate.addresses,
             });

@@ -5,6 +5,7 @@ mod cli;
 mod commands;
 mod config;
 mod console;
+mod doctor;
 mod exit;
 mod run;
 mod runtime;
@@ -35,7 +36,7 @@ fn dispatch(command: &Command) -> Result<Code, Failure> {
         Command::Stop(args) => commands::stop(args),
         Command::Console(args) => commands::console(args),
         Command::Status(args) => commands::status(args),
-        Command::Doctor(_args) => Ok(Code::Done),
+        Command::Doctor(args) => doctor::doctor(args),
         Command::Completions(args) => {
             let mut script = Vec::new();
             clap_complete::generate(args.shell, &mut Cli::command(), "romulus", &mut script);

@@ -48,6 +48,12 @@ impl RuntimeDir {
         Ok(Self(directory.or_exit(Code::CannotCreate)?.join("romulus")))
     }
 
+    /// The directory at `path`.
+    #[cfg(test)]
+    pub(crate) fn at(path: &Path) -> Self {
+        Self(path.to_owned())
+    }
+
     /// Its path.
     pub(crate) fn path(&self) -> &Path {
         &self.0
@@ -203,5 +209,23 @@ fn same_file(file: &File, path: &Path) -> bool {
     match (file.metadata(), fs::metadata(path)) {
         (Ok(ours), Ok(named)) => (ours.dev(), ours.ino()) == (named.dev(), named.ino()),
         _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lock_is_free_and_its_files_gone_after_its_owner() {
+        let files = tempfile::tempdir().unwrap();
+        let directory = RuntimeDir::at(&files.path().join("deep/er"));
+        let lock = directory
+            .lock("a")
+            .unwrap_or_else(|failure| panic!("{:#}", failure.error));
+        assert!(directory.lock_file("a").exists());
+        drop(lock);
+        assert!(!directory.lock_file("a").exists());
+        assert_eq!(directory.holder("a").unwrap(), None);
     }
 }

@@ -4,6 +4,8 @@ mod guest;
 mod overhead;
 mod shared;
 mod supervisor;
+#[cfg(test)]
+mod tests;
 mod typing;
 
 use crate::{
