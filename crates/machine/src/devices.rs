@@ -20,6 +20,8 @@ mod counters;
 mod device;
 mod entropy;
 mod gate;
+#[cfg(test)]
+mod hostile;
 mod net;
 mod ring;
 #[cfg(test)]
