@@ -15,6 +15,13 @@
 //! none will until [`Devices::run`]. It drains nothing: frames stay in the tap, requests of a disk are done in
 //! buffers of our own and handed back later.
 
+#![allow(
+    clippy::cast_possible_truncation,
+    clippy::cast_possible_wrap,
+    reason = "lengths are bounded before they are narrowed (a chain by its ring, a request and a frame by their largest \
+              size), and constants of the kernel's headers fit the fields that they are made for"
+)]
+
 mod block;
 mod counters;
 mod device;
@@ -117,7 +124,7 @@ struct Ready {
 pub struct Devices {
     name: String,
     gate: Arc<Gate>,
-    devices: Vec<Mmio>,
+    slots: Vec<Mmio>,
     /// The disks among them, with who does their work.
     disks: Vec<(Arc<Function>, Arc<Worker>)>,
     look: Arc<EventFd>,
@@ -237,7 +244,7 @@ impl Devices {
         Ok(Self {
             name: builder.name,
             gate,
-            devices: builder.devices,
+            slots: builder.devices,
             disks,
             look: io.look(),
             unread: EventFd::new(EFD_NONBLOCK).map_err(host)?,
@@ -253,13 +260,13 @@ impl Devices {
 
     /// Where each device stands, for the ACPI tables.
     pub fn slots(&self) -> Vec<Slot> {
-        self.devices.iter().map(Mmio::slot).collect()
+        self.slots.iter().map(Mmio::slot).collect()
     }
 
     /// The doorbells to be registered with KVM.
     pub fn doorbells(&self) -> Vec<Doorbell<'_>> {
         let mut doorbells = Vec::new();
-        for device in &self.devices {
+        for device in &self.slots {
             for (value, event) in (0..).zip(device.function().kicks()) {
                 doorbells.push(Doorbell {
                     address: device.notify_address(),
@@ -279,14 +286,14 @@ impl Devices {
 
     /// The register pages to be mapped read-only, where the host can.
     pub fn register_pages(&self) -> Vec<RegisterPage> {
-        self.devices.iter().map(Mmio::page).collect()
+        self.slots.iter().map(Mmio::page).collect()
     }
 
     /// The device whose registers hold an address, and the offset in them.
     fn find(&self, address: u64) -> Option<(&Mmio, u64)> {
         let offset = address.checked_sub(mmio::BASE)?;
         let index = usize::try_from(offset / mmio::LENGTH).ok()?;
-        Some((self.devices.get(index)?, offset % mmio::LENGTH))
+        Some((self.slots.get(index)?, offset % mmio::LENGTH))
     }
 
     /// A vCPU reads registers. Unclaimed addresses read as ones.
@@ -331,7 +338,7 @@ impl Devices {
         }
         self.gate.set(Phase::Open);
         if self.restored.swap(false, Ordering::AcqRel) {
-            self.devices.iter().for_each(Mmio::raise_again);
+            self.slots.iter().for_each(Mmio::raise_again);
         }
         // It fails only when the counter is full, and then the thread is awake anyway.
         let _ = self.look.write(1);
@@ -345,14 +352,14 @@ impl Devices {
     /// memory or raises an interrupt. To be called when all vCPUs are parked.
     pub fn quiesce(&self) {
         self.gate.set(Phase::Shut);
-        for device in &self.devices {
+        for device in &self.slots {
             drop(device.function().lock());
         }
     }
 
     /// Writes the state of all devices. Only while quiesced.
     pub fn save(&self, writer: &mut Writer<'_>) {
-        for (index, device) in (0..).zip(&self.devices) {
+        for (index, device) in (0..).zip(&self.slots) {
             device.save(index, writer);
         }
     }
@@ -362,7 +369,7 @@ impl Devices {
     /// # Errors
     /// State that is damaged, or of other devices than these.
     pub fn restore(&self, reader: &mut Reader<'_>) -> Result<(), StateError> {
-        for (index, device) in (0..).zip(&self.devices) {
+        for (index, device) in (0..).zip(&self.slots) {
             device.restore(index, reader)?;
         }
         self.restored.store(true, Ordering::Release);
@@ -394,7 +401,7 @@ impl Devices {
 impl Drop for Devices {
     fn drop(&mut self) {
         let functions: Vec<_> = self
-            .devices
+            .slots
             .iter()
             .map(|device| Arc::clone(device.function()))
             .collect();

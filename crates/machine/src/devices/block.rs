@@ -64,6 +64,10 @@ struct InFlight {
 }
 
 /// The disk.
+#[allow(
+    clippy::struct_excessive_bools,
+    reason = "each is a feature of its own"
+)]
 pub(crate) struct Block {
     worker: Arc<Worker>,
     sectors: u64,
@@ -202,7 +206,7 @@ impl Block {
         let kind = u32::from_le_bytes([t0, t1, t2, t3]);
         let sector = u64::from_le_bytes(sector);
         let fits = |bytes: u64| {
-            bytes % SECTOR == 0
+            bytes.is_multiple_of(SECTOR)
                 && sector
                     .checked_add(bytes / SECTOR)
                     .is_some_and(|end| end <= self.sectors)

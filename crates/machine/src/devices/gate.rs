@@ -63,7 +63,7 @@ impl Gate {
                     guard = self
                         .changed
                         .wait(guard)
-                        .unwrap_or_else(PoisonError::into_inner)
+                        .unwrap_or_else(PoisonError::into_inner);
                 }
             }
         }

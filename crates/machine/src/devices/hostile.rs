@@ -123,7 +123,7 @@ impl Rig {
     /// Every queue gets turns, as the threads would give them, until the devices rest.
     fn settle(&self) -> Result<(), TestCaseError> {
         let start = Instant::now();
-        for device in &self.guest.devices.devices {
+        for device in &self.guest.devices.slots {
             for queue in 0..device.function().kicks().len() {
                 let mut turns = 0;
                 while device.function().process(queue).0 == Work::More {
@@ -138,7 +138,7 @@ impl Rig {
             prop_assert!(start.elapsed() < CASE_MAX, "the disk never rests");
         }
         prop_assert!(start.elapsed() < CASE_MAX, "a turn takes too long");
-        let mut frame = [0; 70_000];
+        let mut frame = vec![0; 70_000];
         while self.peer.recv(&mut frame).is_ok() {}
         Ok(())
     }
@@ -181,7 +181,7 @@ impl Rig {
         entropy.chain(0, &[(DATA + 0x4000, 16, WRITE)]);
         entropy.offer(0);
         while self.peer.recv(&mut [0; 16]).is_ok() {}
-        guest.devices.devices[NET].function().process(1);
+        guest.devices.slots[NET].function().process(1);
         prop_assert_eq!(self.peer.recv(&mut [0; 256]).unwrap(), 112);
         self.settle()?;
         prop_assert_eq!(disk.wait(), (0, 513));

@@ -53,6 +53,17 @@ struct Waiting {
     length: u64,
 }
 
+/// What came of reading from the link.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Read {
+    /// A frame of so many bytes, header included.
+    Frame(usize),
+    /// One that is to be dropped.
+    Lost,
+    /// Nothing.
+    Nothing,
+}
+
 /// The card.
 pub(crate) struct Net {
     link: Box<dyn Link>,
@@ -273,12 +284,12 @@ impl Net {
         Ok(true)
     }
 
-    /// Reads one frame. `None`: there is none.
+    /// Reads one frame. False: there is none.
     fn receive_one<'m>(
         &mut self,
         ring: &mut Ring<'m>,
         parts: &mut Vec<Part<'m>>,
-    ) -> Result<Option<()>, Fault> {
+    ) -> Result<bool, Fault> {
         let most = self.incoming_max();
         parts.clear();
         if self.room() >= most as u64 {
@@ -296,43 +307,43 @@ impl Net {
             self.kept.resize(most + 1, 0);
             let outcome = self.link.receive_copy(&mut self.kept);
             self.kept.truncate(*outcome.as_ref().unwrap_or(&0));
-            return match self.judge(outcome, most) {
-                Some(Some(_)) => Ok(Some(())),
-                Some(None) => {
+            return Ok(match self.judge(outcome, most) {
+                Read::Frame(_) => true,
+                Read::Lost => {
                     self.kept.clear();
-                    Ok(Some(()))
+                    true
                 }
-                None => {
+                Read::Nothing => {
                     self.kept.clear();
-                    Ok(None)
+                    false
                 }
-            };
+            });
         }
         let outcome = self.link.receive(parts);
         match self.judge(outcome, most) {
-            Some(Some(length)) => {
+            Read::Frame(length) => {
                 mark(parts, length);
                 self.finish_header(parts, length);
                 self.deliver(ring, length as u64)?;
-                Ok(Some(()))
+                Ok(true)
             }
-            Some(None) => {
+            Read::Lost => {
                 mark(parts, usize::MAX);
-                Ok(Some(()))
+                Ok(true)
             }
-            None => Ok(None),
+            Read::Nothing => Ok(false),
         }
     }
 
-    /// What came of a read: a frame of a length, one to be dropped (`Some(None)`), or nothing.
-    fn judge(&mut self, outcome: io::Result<usize>, most: usize) -> Option<Option<usize>> {
+    /// What came of a read.
+    fn judge(&mut self, outcome: io::Result<usize>, most: usize) -> Read {
         match outcome {
-            Ok(length) if length > HEADER && length <= most => Some(Some(length)),
+            Ok(length) if length > HEADER && length <= most => Read::Frame(length),
             Ok(_) => {
                 self.counters.drop_frame();
-                Some(None)
+                Read::Lost
             }
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => Some(None),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => Read::Lost,
             Err(error) => {
                 if error.kind() != io::ErrorKind::WouldBlock {
                     // Watching it further would be a busy loop.
@@ -340,7 +351,7 @@ impl Net {
                     self.counters.fail();
                     tracing::error!(%error, "the network card gets no more frames: its tap cannot be read");
                 }
-                None
+                Read::Nothing
             }
         }
     }
@@ -358,7 +369,7 @@ impl Net {
             }
             self.stock(ring, self.incoming_max())?;
             self.starved = self.waiting.is_empty();
-            if self.starved || self.broken || self.receive_one(ring, &mut parts)?.is_none() {
+            if self.starved || self.broken || !self.receive_one(ring, &mut parts)? {
                 return Ok(Work::Done);
             }
         }

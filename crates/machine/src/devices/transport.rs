@@ -323,12 +323,6 @@ impl Control {
         tracing::debug!(device = %self.name, "the driver {what}: ignored");
     }
 
-    /// Whether the device watches its event source.
-    #[cfg(test)]
-    pub(crate) fn device_listens(&self) -> Option<bool> {
-        Some(self.device.listens())
-    }
-
     /// A turn of work at a queue.
     fn process(&mut self, index: usize, gate: &Gate) -> Work {
         if !self.live() {

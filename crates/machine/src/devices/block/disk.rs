@@ -95,7 +95,7 @@ impl Disk {
                 "it is a qcow2 image; make it raw with \"qemu-img convert -O raw\"".into(),
             ));
         }
-        if length % SECTOR != 0 {
+        if !length.is_multiple_of(SECTOR) {
             return Err(invalid(format!(
                 "its length of {length} bytes is no multiple of {SECTOR}: it is truncated, or no raw image"
             )));

@@ -204,7 +204,7 @@ fn a_read_only_disk_refuses_writes() {
 #[test]
 fn discarded_and_zeroed_ranges_read_as_zeros() {
     let image = image();
-    image.as_file().write_all_at(&[7; 64 << 10], 0).unwrap();
+    image.as_file().write_all_at(&vec![7; 64 << 10], 0).unwrap();
     let probe = guest(image.path(), false).offered(0);
     let both = 1 << VIRTIO_BLK_F_DISCARD | 1 << VIRTIO_BLK_F_WRITE_ZEROES;
     assert_eq!(

@@ -11,6 +11,10 @@ pub(crate) type Header = [u8; HEADER];
 
 /// What a received frame may leave undone, because the guest said it can do it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[allow(
+    clippy::struct_excessive_bools,
+    reason = "each is a feature of its own"
+)]
 pub(crate) struct Offload {
     /// Checksums may be missing.
     pub(crate) checksum: bool,

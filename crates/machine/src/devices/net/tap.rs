@@ -25,6 +25,8 @@ const BUSY_MAX: Duration = Duration::from_secs(2);
 const BUSY_STEP: Duration = Duration::from_millis(2);
 /// "Join an interface to a bridge" (`linux/sockios.h`; libc has it for Android only).
 const SIOCBRADDIF: libc::c_ulong = 0x89a2;
+/// "Take an interface out of a bridge".
+const SIOCBRDELIF: libc::c_ulong = 0x89a3;
 
 /// A tap, opened.
 pub(crate) struct Tap {
@@ -265,8 +267,8 @@ fn named(name: &str) -> io::Result<libc::ifreq> {
 fn set_mtu(socket: &OwnedFd, name: &str, mtu: u16) -> io::Result<()> {
     let mut request = named(name)?;
     request.ifr_ifru.ifru_mtu = mtu.into();
-    // SAFETY: SIOCGIFMTU writes one ifreq, here a copy.
     let mut now = request;
+    // SAFETY: SIOCGIFMTU writes one ifreq, here a copy.
     check(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCGIFMTU as _, &raw mut now) })?;
     // A user who may open the tap but not change it is content with one that is right already.
     // SAFETY: the call succeeded and wrote this member.
@@ -315,9 +317,6 @@ fn join(socket: &OwnedFd, tap: &str, bridge: &str) -> Result<(), Error> {
     let fail = |what: String, source| Error::Host { what, source };
     let mut to = request(bridge)
         .ok_or_else(|| Error::Invalid(format!("\"{bridge}\" is no name for a bridge")))?;
-    if member(tap, bridge) {
-        return Ok(());
-    }
     let name = CString::new(tap).map_err(|error| fail(format!("tap {tap}"), error.into()))?;
     // SAFETY: the name is a C string.
     let index = unsafe { libc::if_nametoindex(name.as_ptr()) };
@@ -328,8 +327,18 @@ fn join(socket: &OwnedFd, tap: &str, bridge: &str) -> Result<(), Error> {
         ));
     }
     to.ifr_ifru.ifru_ifindex = index.cast_signed();
-    // SAFETY: SIOCBRADDIF reads one ifreq.
-    let result = check(unsafe { libc::ioctl(socket.as_raw_fd(), SIOCBRADDIF as _, &raw const to) });
+    let call = |what: libc::c_ulong| {
+        // SAFETY: SIOCBRADDIF and SIOCBRDELIF read one ifreq.
+        check(unsafe { libc::ioctl(socket.as_raw_fd(), what as _, &raw const to) })
+    };
+    let mut result = call(SIOCBRADDIF);
+    match result.as_ref().err().and_then(io::Error::raw_os_error) {
+        // It is in some bridge: if it can be taken out of this one, it was in this one.
+        Some(libc::EBUSY) if call(SIOCBRDELIF).is_ok() => result = call(SIOCBRADDIF),
+        // This user may not join it, but somebody has done so already.
+        Some(libc::EPERM) if member(tap, bridge) => return Ok(()),
+        _ => (),
+    }
     result.map_err(|source| {
         let what = match source.raw_os_error() {
             Some(libc::ENODEV) => format!(
@@ -347,9 +356,13 @@ fn join(socket: &OwnedFd, tap: &str, bridge: &str) -> Result<(), Error> {
     })
 }
 
-/// Whether a tap is in a bridge. Only the answer "yes" is relied upon.
+/// Whether a tap is in a bridge, as far as this user can see.
 fn member(tap: &str, bridge: &str) -> bool {
     let brport = Path::new("/sys/class/net").join(tap).join("brport/bridge");
     std::fs::read_link(brport)
         .is_ok_and(|target| target.file_name().is_some_and(|name| name == bridge))
 }
+
+#[cfg(test)]
+#[path = "tap_tests.rs"]
+mod tests;

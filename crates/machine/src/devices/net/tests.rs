@@ -182,13 +182,9 @@ fn a_frame_waits_for_buffers_and_nothing_spins_meanwhile() {
     let second = frame(60, 2);
     card.peer.send(&first).unwrap();
     card.peer.send(&second).unwrap();
-    until("the first frame is kept", || {
-        card.guest.devices.devices[0].function().process(0);
-        card.guest.devices.devices[0]
-            .function()
-            .lock()
-            .device_listens()
-            == Some(false)
+    let function = card.guest.devices.slots[0].function();
+    until("the first frame is kept and the link not watched", || {
+        !function.process(0).1
     });
     assert_eq!(
         card.receive.used_index(),

@@ -223,22 +223,22 @@ impl Mmio {
                 }
             }
             VIRTIO_MMIO_QUEUE_DESC_LOW => {
-                control.set_queue_address(queue, Area::Descriptors, false, value)
+                control.set_queue_address(queue, Area::Descriptors, false, value);
             }
             VIRTIO_MMIO_QUEUE_DESC_HIGH => {
-                control.set_queue_address(queue, Area::Descriptors, true, value)
+                control.set_queue_address(queue, Area::Descriptors, true, value);
             }
             VIRTIO_MMIO_QUEUE_AVAIL_LOW => {
-                control.set_queue_address(queue, Area::Available, false, value)
+                control.set_queue_address(queue, Area::Available, false, value);
             }
             VIRTIO_MMIO_QUEUE_AVAIL_HIGH => {
-                control.set_queue_address(queue, Area::Available, true, value)
+                control.set_queue_address(queue, Area::Available, true, value);
             }
             VIRTIO_MMIO_QUEUE_USED_LOW => {
-                control.set_queue_address(queue, Area::Used, false, value)
+                control.set_queue_address(queue, Area::Used, false, value);
             }
             VIRTIO_MMIO_QUEUE_USED_HIGH => {
-                control.set_queue_address(queue, Area::Used, true, value)
+                control.set_queue_address(queue, Area::Used, true, value);
             }
             QUEUE_RESET if value == 1 => control.reset_queue(queue),
             // Read-only or no register at all. No device of ours has a field of configuration that a driver may write.
