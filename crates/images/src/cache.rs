@@ -75,6 +75,32 @@ pub(crate) fn entry(
     outcome.map(|()| entry)
 }
 
+/// An empty directory in the cache that goes when this is dropped.
+#[derive(Debug)]
+pub(crate) struct Scratch(PathBuf);
+
+impl Scratch {
+    pub(crate) fn new(cache: &Path, purpose: &str) -> Result<Self> {
+        let path = cache
+            .join("scratch")
+            .join(format!("{purpose}-{}", std::process::id()));
+        remove_tree(&path)?;
+        create_dir(&path)?;
+        Ok(Self(path))
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        // What stays behind is only space in the cache.
+        let _ = remove_tree(&self.0);
+    }
+}
+
 /// A digest of named inputs, for the name of a cache entry. Each part is counted with its length, so that no two
 /// lists of parts run into each other.
 #[derive(Clone, Debug, Default)]

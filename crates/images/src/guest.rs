@@ -103,59 +103,129 @@ pub fn build_guest(
     kind: GuestKind,
     progress: &Progress,
 ) -> Result<GuestImage> {
-    let recipe = Recipe::read(&guests_dir(), name)?;
-    ensure_packages(&TOOLS, progress)?;
-    let kernel = Kernel::fetch(suite, progress)?;
-    let archive = Archive::open(suite, progress)?;
-    let wanted: Vec<&str> = recipe.packages.iter().map(String::as_str).collect();
-    let packages = archive
-        .resolve(&wanted)
-        .with_context(|| format!("the packages of the guest {name}"))?;
-    let certificates = recipe
-        .certificates
-        .iter()
-        .map(certificate::generate)
-        .collect::<Result<Vec<_>>>()?;
-
-    let mut digest = Digest::new("guest");
-    for source in BUILDER {
-        digest.add(source);
-    }
-    digest
-        .add(format!("{recipe:?}"))
-        .add(kernel.identity())
-        .add(kind.name());
-    for package in &packages {
-        digest.add(&package.hash);
-    }
-    for (certificate, key) in &certificates {
-        digest.add(certificate).add(key);
-    }
-    let entry = format!("{name}-{suite}-{}-{}", kind.name(), digest.short());
+    let inputs = Inputs::gather(name, suite, kind, progress)?;
+    let entry = format!("{name}-{suite}-{}-{}", kind.name(), inputs.digest().short());
     let directory = cache::entry(&cache::cache_dir(), "guest", &entry, |directory| {
-        let sysroot = sysroot(&archive, &packages, &format!("{name}-{suite}"), progress)?;
-        let step = progress.step(format!(
-            "building the guest {name} ({suite}, {})",
-            kind.name()
-        ));
-        let root = root(&recipe, &kernel, &sysroot, &certificates)?;
+        inputs.build(directory, progress)
+    })?;
+    Ok(inputs.image(directory))
+}
+
+/// Builds the guest once more, beside the cache, and compares it with [`build_guest`]'s byte for byte.
+///
+/// # Errors
+/// As [`build_guest`], and if a file differs.
+pub fn verify_guest(name: &str, suite: Suite, kind: GuestKind, progress: &Progress) -> Result<()> {
+    let image = build_guest(name, suite, kind, progress)?;
+    let again = cache::Scratch::new(&cache::cache_dir(), "verify")?;
+    Inputs::gather(name, suite, kind, progress)?.build(again.path(), progress)?;
+    for entry in
+        fs::read_dir(&image.directory).with_context(|| image.directory.display().to_string())?
+    {
+        let first = entry?.path();
+        let second = again.path().join(first.file_name().unwrap_or_default());
+        let read =
+            |path: &Path| fs::read(path).with_context(|| format!("cannot read {}", path.display()));
+        if read(&first)? != read(&second)? {
+            bail!("a second build gave other bytes than {}", first.display());
+        }
+    }
+    Ok(())
+}
+
+/// All that goes into a guest's images.
+struct Inputs {
+    recipe: Recipe,
+    suite: Suite,
+    kind: GuestKind,
+    kernel: Kernel,
+    archive: Archive,
+    packages: Vec<Package>,
+    /// Certificate and key, in the recipe's order.
+    certificates: Vec<(Vec<u8>, Vec<u8>)>,
+}
+
+impl Inputs {
+    fn gather(name: &str, suite: Suite, kind: GuestKind, progress: &Progress) -> Result<Self> {
+        let recipe = Recipe::read(&guests_dir(), name)?;
+        ensure_packages(&TOOLS, progress)?;
+        let kernel = Kernel::fetch(suite, progress)?;
+        let archive = Archive::open(suite, progress)?;
+        let wanted: Vec<&str> = recipe.packages.iter().map(String::as_str).collect();
+        let packages = archive
+            .resolve(&wanted)
+            .with_context(|| format!("the packages of the guest {name}"))?;
+        let certificates = recipe
+            .certificates
+            .iter()
+            .map(certificate::generate)
+            .collect::<Result<Vec<_>>>()?;
+        Ok(Self {
+            recipe,
+            suite,
+            kind,
+            kernel,
+            archive,
+            packages,
+            certificates,
+        })
+    }
+
+    fn digest(&self) -> Digest {
+        let mut digest = Digest::new("guest");
+        for source in BUILDER {
+            digest.add(source);
+        }
+        digest
+            .add(format!("{:?}", self.recipe))
+            .add(self.kernel.identity())
+            .add(self.kind.name());
+        for package in &self.packages {
+            digest.add(&package.hash);
+        }
+        for (certificate, key) in &self.certificates {
+            digest.add(certificate).add(key);
+        }
+        digest
+    }
+
+    fn build(&self, directory: &Path, progress: &Progress) -> Result<()> {
+        let Self {
+            recipe,
+            suite,
+            kind,
+            kernel,
+            ..
+        } = self;
+        let (name, kind_name) = (&recipe.name, kind.name());
+        let sysroot = sysroot(
+            &self.archive,
+            &self.packages,
+            &format!("{name}-{suite}"),
+            progress,
+        )?;
+        let step = progress.step(format!("building the guest {name} ({suite}, {kind_name})"));
+        let root = root(recipe, kernel, &sysroot, &self.certificates)?;
         fs::copy(&kernel.vmlinuz, directory.join("vmlinuz")).context("cannot copy the kernel")?;
         match kind {
             GuestKind::Ram => root.write(&directory.join("initrd.img"))?,
-            GuestKind::Disk => disk(&recipe, &kernel, &sysroot, root, directory)?,
+            GuestKind::Disk => disk(recipe, kernel, &sysroot, root, directory)?,
         }
-        fs::write(directory.join("MACHINE.toml"), machine_file(&recipe, kind))
+        fs::write(directory.join("MACHINE.toml"), machine_file(recipe, *kind))
             .context("cannot write MACHINE.toml")?;
-        step.done(format!("guest {name} ({suite}, {})", kind.name()));
+        step.done(format!("guest {name} ({suite}, {kind_name})"));
         Ok(())
-    })?;
-    Ok(GuestImage {
-        kernel: directory.join("vmlinuz"),
-        initrd: directory.join("initrd.img"),
-        disk: (kind == GuestKind::Disk).then(|| directory.join("disk.img")),
-        command_line: recipe.command_line,
-        directory,
-    })
+    }
+
+    fn image(self, directory: PathBuf) -> GuestImage {
+        GuestImage {
+            kernel: directory.join("vmlinuz"),
+            initrd: directory.join("initrd.img"),
+            disk: (self.kind == GuestKind::Disk).then(|| directory.join("disk.img")),
+            command_line: self.recipe.command_line,
+            directory,
+        }
+    }
 }
 
 /// All packages unpacked into one tree.

@@ -22,7 +22,7 @@ mod suite;
 mod tree;
 
 pub use cache::cache_dir;
-pub use guest::{GuestImage, GuestKind, build_guest, guest_names, guests_dir};
+pub use guest::{GuestImage, GuestKind, build_guest, guest_names, guests_dir, verify_guest};
 pub use initramfs::Initramfs;
 pub use kernel::Kernel;
 pub use packages::ensure_packages;

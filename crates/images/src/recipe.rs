@@ -12,12 +12,12 @@ use toml::Spanned;
 #[derive(Debug, thiserror::Error)]
 pub enum RecipeError {
     /// The file could not be read.
-    #[error("cannot read {}: {source}{}", path.display(), known_recipes(path))]
+    #[error("cannot read {}: {error}{}", path.display(), known_recipes(path))]
     Read {
         /// The recipe, or a file that it names.
         path: PathBuf,
         /// Why not.
-        source: std::io::Error,
+        error: std::io::Error,
     },
     /// It is not TOML, or a key is unknown, missing or of the wrong type.
     #[error("{}: {text}", path.display())]
@@ -219,9 +219,9 @@ impl Recipe {
     ) -> Result<Self, RecipeError> {
         let directory = guests.join(name);
         let path = directory.join("recipe.toml");
-        let text = fs::read_to_string(&path).map_err(|source| RecipeError::Read {
+        let text = fs::read_to_string(&path).map_err(|error| RecipeError::Read {
             path: path.clone(),
-            source,
+            error,
         })?;
         let source: Source = toml::from_str(&text).map_err(|e| RecipeError::Syntax {
             path: path.clone(),

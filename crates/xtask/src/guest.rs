@@ -2,7 +2,9 @@
 
 use anyhow::{Context, Result};
 use clap::ValueEnum;
-use images::{GuestKind, Progress, Recipe, Suite, build_guest, guest_names, guests_dir};
+use images::{
+    GuestKind, Progress, Recipe, Suite, build_guest, guest_names, guests_dir, verify_guest,
+};
 
 /// Arguments.
 #[derive(clap::Args)]
@@ -16,6 +18,9 @@ pub(crate) struct Args {
     /// What to build: all in RAM, on a disk, or both
     #[arg(long, value_enum, default_value_t = Kind::Ram)]
     kind: Kind,
+    /// Build twice and compare: the same inputs have to give the same bytes
+    #[arg(long)]
+    verify: bool,
     /// List the recipes and build nothing
     #[arg(long)]
     list: bool,
@@ -47,6 +52,10 @@ pub(crate) fn run(args: Args) -> Result<()> {
     let progress = Progress::new();
     for &kind in args.kind.kinds() {
         let image = build_guest(&name, args.suite, kind, &progress)?;
+        if args.verify {
+            verify_guest(&name, args.suite, kind, &progress)?;
+            println!("built twice, the same bytes:");
+        }
         println!("{}", image.directory.display());
         let disk = image.disk.as_ref().map(|disk| {
             (
