@@ -75,6 +75,8 @@ pub(crate) struct Control {
     status: u32,
     driver_features: u64,
     generation: u32,
+    /// Whether the log has had a fault of this device: a guest must not fill the host's log.
+    failed_before: bool,
     bus: Arc<dyn Bus>,
     memory: Ram,
 }
@@ -99,6 +101,7 @@ impl Control {
             status: 0,
             driver_features: 0,
             generation: 0,
+            failed_before: false,
             bus,
             memory,
         })
@@ -310,7 +313,11 @@ impl Control {
         if self.status & VIRTIO_CONFIG_S_NEEDS_RESET != 0 {
             return;
         }
-        tracing::warn!(device = %self.name, reason = %fault.0, "the device stops until its driver resets it");
+        if std::mem::replace(&mut self.failed_before, true) {
+            tracing::debug!(device = %self.name, reason = %fault.0, "the device stops again");
+        } else {
+            tracing::warn!(device = %self.name, reason = %fault.0, "the device stops until its driver resets it");
+        }
         self.status |= VIRTIO_CONFIG_S_NEEDS_RESET;
         self.bus.status(self.status);
         if self.status & VIRTIO_CONFIG_S_DRIVER_OK != 0 {
