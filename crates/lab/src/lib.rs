@@ -22,8 +22,10 @@
 pub mod agent;
 mod client;
 mod config;
+pub mod control;
 mod detect;
 mod enter;
+mod fault;
 mod host;
 mod image;
 mod lab;
@@ -35,13 +37,16 @@ pub mod protocol;
 mod qemu;
 mod remote;
 mod space;
+mod terminal;
 
 pub use client::Client;
 pub use config::{Kind, LabConfig};
 pub use detect::detect;
 pub use enter::{inside, is_inside};
+pub use fault::Fault;
 pub use host::Host;
 pub use image::{HostImage, build, prepare};
 pub use lab::Lab;
 pub use network::{Direction, MAX_HOSTS, Network};
 pub use remote::{Agent, Remote, Sink};
+pub use terminal::attach;

@@ -38,6 +38,10 @@ impl Agent {
         Self { dial }
     }
 
+    pub(crate) fn dial(&self) -> Result<Arc<TcpStream>> {
+        self.dial.dial()
+    }
+
     fn ask(&self, request: Request) -> Result<Arc<TcpStream>> {
         let stream = self.dial.dial()?;
         Frame::Request(request).write(&*stream).with_context(|| format!("lost {}", self.dial.name()))?;
@@ -333,6 +337,18 @@ impl Remote {
             None => Ok(None),
             Some(Ok(status)) => Ok(Some(*status)),
             Some(Err(error)) => bail!("{error}"),
+        }
+    }
+
+    /// Waits for its end, and leaves its output where it is.
+    ///
+    /// # Errors
+    /// Where the host is lost.
+    pub fn wait_for_end(&self) -> Result<ExitStatus> {
+        loop {
+            if let Some(status) = self.wait_at_most(Duration::from_secs(3600))? {
+                return Ok(status);
+            }
         }
     }
 

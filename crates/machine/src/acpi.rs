@@ -26,6 +26,9 @@ pub(crate) const RSDP: u64 = 0xe_0000;
 /// End of the room for tables, which the memory map gives as reserved.
 pub(crate) const END: u64 = 0x10_0000;
 
+/// Devices are named `V000` to `V255`.
+const SLOTS_MAX: usize = 256;
+
 const OEM: [u8; 6] = *b"ROMULS";
 const TABLE: [u8; 8] = *b"ROMULUS ";
 /// Distance between local APIC and I/O APIC, as KVM's in-kernel controllers have them.
@@ -40,6 +43,12 @@ const NO_VGA_NO_CMOS: u16 = 1 << 2 | 1 << 5;
 /// # Errors
 /// The tables do not fit into their room.
 pub(crate) fn write(ram: &Ram, vcpus: u8, slots: &[Slot]) -> Result<(), Error> {
+    if slots.len() > SLOTS_MAX {
+        return Err(Error::Invalid(format!(
+            "{} devices: a machine has at most {SLOTS_MAX}",
+            slots.len()
+        )));
+    }
     let mut at = RSDP + 64;
     let mut put = |bytes: &[u8]| {
         let start = at;

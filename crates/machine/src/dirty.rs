@@ -74,11 +74,6 @@ impl DirtyPages {
         &mut self.ranges[index].1
     }
 
-    /// Number of ranges.
-    pub(crate) fn ranges(&self) -> usize {
-        self.ranges.len()
-    }
-
     /// Whether it was made for memory like `memory`.
     pub(crate) fn fits(&self, memory: &Memory) -> bool {
         let shape = memory

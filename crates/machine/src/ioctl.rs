@@ -90,13 +90,6 @@ impl MsrBuffer {
         (self.words.len() - 1) / 2
     }
 
-    /// Index and value of each.
-    pub(crate) fn entries(&self) -> impl Iterator<Item = (u32, u64)> {
-        self.words[1..]
-            .chunks_exact(2)
-            .map(|e| (u32::try_from(e[0]).expect("made from an index"), e[1]))
-    }
-
     /// The entries as the bytes of `struct kvm_msr_entry`.
     pub(crate) fn as_bytes(&self) -> &[u8] {
         self.words[1..].as_bytes()
@@ -213,6 +206,5 @@ mod tests {
         let buffer = MsrBuffer::new(&[entry, entry]);
         assert_eq!(buffer.words, [2, 0x10, 7, 0x10, 7]);
         assert_eq!(buffer.as_bytes(), [entry, entry].as_bytes());
-        assert_eq!(buffer.entries().collect::<Vec<_>>(), [(0x10, 7), (0x10, 7)]);
     }
 }

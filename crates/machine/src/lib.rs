@@ -17,6 +17,7 @@ mod machine;
 pub mod memory;
 pub mod probe;
 pub mod state;
+pub mod tiny;
 mod vcpu;
 
 pub use boot::prepare_kernel;

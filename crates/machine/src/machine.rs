@@ -20,7 +20,7 @@ use crate::{
 };
 use handle::Shared;
 use kvm_bindings::{KVM_MEM_LOG_DIRTY_PAGES, kvm_cpuid_entry2, kvm_userspace_memory_region};
-use kvm_ioctls::VmFd;
+use kvm_ioctls::{VcpuFd, VmFd};
 use std::{
     convert::Infallible,
     io::Write,
@@ -100,6 +100,15 @@ impl Paused {
             forgive: true,
             ..Self::fresh(core)
         })
+    }
+
+    /// Makes a machine whose memory and processors `program` makes ready.
+    pub(crate) fn with_program(
+        config: &Config,
+        console: Box<dyn Write + Send>,
+        program: impl FnOnce(&Memory, &[VcpuFd]) -> Result<(), Error>,
+    ) -> Result<Self, Error> {
+        Ok(Self::fresh(build::with_program(config, console, program)?))
     }
 
     fn fresh(core: Core) -> Self {

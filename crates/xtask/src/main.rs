@@ -19,7 +19,6 @@ mod scenarios;
 mod sipp;
 mod test;
 
-use anyhow::Result;
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
 
@@ -47,13 +46,18 @@ enum Command {
     Scenario(scenarios::Args),
 }
 
-fn main() -> Result<ExitCode> {
-    match Cli::parse().command {
+fn main() -> ExitCode {
+    let outcome = match Cli::parse().command {
         Command::Demo(args) => demo::run(&args),
         Command::Test(args) => test::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Guest(args) => guest::run(args).map(|()| ExitCode::SUCCESS),
         Command::Lab(args) => lab::run(args).map(|()| ExitCode::SUCCESS),
         Command::Scenario(args) => scenarios::run(&args),
-    }
+    };
+    outcome.unwrap_or_else(|error| {
+        // One line with all causes: a backtrace of a lab's fault says nothing.
+        eprintln!("Error: {error:#}");
+        ExitCode::FAILURE
+    })
 }

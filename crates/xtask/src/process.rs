@@ -9,6 +9,9 @@ use std::{
     time::{Duration, Instant},
 };
 
+/// The program that runs now, also when its file has been replaced by a newer build meanwhile.
+pub(crate) const THIS_PROGRAM: &str = "/proc/self/exe";
+
 /// Runs a program and collects what it prints. One that runs longer than `limit` is killed.
 ///
 /// # Errors

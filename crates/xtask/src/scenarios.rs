@@ -1,5 +1,6 @@
 //! The tests that need lab hosts. Each runs in a process and a lab of its own; one file a subject.
 
+mod audit;
 mod bad_input;
 mod boots;
 mod case;
@@ -88,6 +89,11 @@ impl Scenario {
         self
     }
 
+    const fn with_audit(mut self) -> Self {
+        self.audit = true;
+        self
+    }
+
     const fn minutes(mut self, minutes: u64) -> Self {
         self.limit = Duration::from_mins(minutes);
         self
@@ -103,6 +109,7 @@ pub(crate) fn all() -> Vec<&'static Scenario> {
         disk::ALL,
         net::ALL,
         bad_input::ALL,
+        audit::ALL,
         faults::ALL,
     ]
     .into_iter()

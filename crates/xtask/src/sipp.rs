@@ -20,6 +20,9 @@ const REGISTER: &str = include_str!("../sipp/register.xml");
 /// How long calls may still wait for their answers after the last one has begun.
 const GRACE: Duration = Duration::from_secs(12);
 
+/// SIPp refuses to start with as many sockets as a process may have files; 1024 is the usual limit.
+const SOCKETS_MAX: u32 = 1000;
+
 /// How SIPp uses connections.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Transport {
@@ -133,7 +136,12 @@ pub(crate) fn register(client: &lab::Client, load: Load) -> Result<Outcome> {
             "-timeout_error",
         ])
         .args(["-r", &load.rate.to_string(), "-m", &load.count.to_string()])
-        .args(["-l", &load.count.to_string()])
+        .args([
+            "-l",
+            &load.count.to_string(),
+            "-max_socket",
+            &load.count.clamp(1, SOCKETS_MAX).to_string(),
+        ])
         .args(["-timeout", &format!("{}s", seconds.as_secs())])
         .args(["-i", &client.address().to_string()])
         .args(["-trace_logs", "-log_file"])
@@ -150,7 +158,7 @@ pub(crate) fn register(client: &lab::Client, load: Load) -> Result<Outcome> {
     outcome.wanted = load.count;
     outcome.retransmissions = parse_retransmissions(&read(&statistics)).unwrap_or(0);
     let code = output.status.code();
-    if !matches!(code, Some(0 | 1)) {
+    if !matches!(code, Some(0 | 1)) || outcome.tried == 0 {
         let said = String::from_utf8_lossy(&output.stderr);
         let last = said.lines().rev().find(|line| !line.trim().is_empty());
         outcome.complaint = Some(format!(

@@ -18,6 +18,8 @@ pub struct Statistics {
     pub exits: u64,
     /// Frames and bytes that the guest sent and received, per network card: (tx frames, tx bytes, rx frames, rx bytes).
     pub nics: Vec<[u64; 4]>,
+    /// Frames that were lost, per network card: (dropped, errors of the tap).
+    pub losses: Vec<[u64; 2]>,
     /// Requests and bytes, per disk: (reads, bytes read, writes, bytes written, flushes, errors).
     pub disks: Vec<[u64; 6]>,
 }
@@ -74,10 +76,12 @@ impl Handle {
         let Some(shared) = self.shared.upgrade() else {
             return Statistics::default();
         };
-        let _ = &shared.devices;
+        let devices = shared.devices.statistics();
         Statistics {
             exits: (shared.exits)(),
-            ..Statistics::default()
+            nics: devices.nics,
+            losses: devices.losses,
+            disks: devices.disks,
         }
     }
 }

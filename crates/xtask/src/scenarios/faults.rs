@@ -1,7 +1,7 @@
 //! The lab's own faults do what they say, seen from outside the host; and nothing outlives a lab.
 
 use super::{Scenario, case::Case};
-use crate::process;
+use crate::process::{self, THIS_PROGRAM};
 use anyhow::{Context as _, Result, ensure};
 use lab::Network;
 use std::{
@@ -170,7 +170,7 @@ fn impair(case: &Case) -> Result<()> {
 type Process = (i32, u64);
 
 fn nothing_outlives(assets: &Path, logs: &Path) -> Result<()> {
-    let mut child = Command::new(std::env::current_exe()?)
+    let mut child = Command::new(THIS_PROGRAM)
         .args(["scenario", "faults/power", "--hold", "--assets"])
         .arg(assets)
         .arg("--logs")

@@ -4,7 +4,7 @@ use super::tally::Tally;
 use crate::{
     assets::{Assets, Wanted},
     compile::target_folder,
-    process,
+    process::{self, THIS_PROGRAM},
     scenarios::{self, Scenario},
 };
 use anyhow::{Context as _, Result};
@@ -89,8 +89,7 @@ fn spawn_and_wait(scenario: &Scenario, list: &Path, folder: &Path, log: &Path) -
     let folder_name = folder
         .to_str()
         .context("the target folder's path is not UTF-8")?;
-    let program = std::env::current_exe().context("finding this program's own file")?;
-    let mut child = Command::new(program)
+    let mut child = Command::new(THIS_PROGRAM)
         .args(["scenario", scenario.name, "--logs", folder_name, "--assets"])
         .arg(list)
         .stdin(Stdio::null())
