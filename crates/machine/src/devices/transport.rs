@@ -443,3 +443,6 @@ impl Function {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
