@@ -18,12 +18,12 @@ use romulus_machine::{
     memory::PAGE,
 };
 use std::{
-    collections::VecDeque,
+    collections::{HashMap, VecDeque},
     env,
     error::Error as StdError,
     fs::{self, File},
     io::{self, BufReader, Read, Write},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::ExitCode,
     sync::{Arc, Condvar, Mutex},
     time::{Duration, Instant},
@@ -154,15 +154,16 @@ impl Write for Console {
     }
 }
 
-/// The other side: memory that only ever gets what the harvests say.
+/// The other side: memory that only ever gets what the harvests say. Pages of zeroes take no room, so that a machine
+/// nearly as large as its host can be audited.
 struct Replica {
-    bytes: Vec<u8>,
+    pages: HashMap<usize, Box<[u8; PAGE]>>,
 }
 
 impl Replica {
     fn of(memory: &Memory) -> Self {
         let mut replica = Self {
-            bytes: vec![0; memory.pages() * PAGE],
+            pages: HashMap::new(),
         };
         for page in 0..memory.pages() {
             replica.take(memory, page);
@@ -170,23 +171,25 @@ impl Replica {
         replica
     }
 
-    fn page(&mut self, page: usize) -> &mut [u8; PAGE] {
-        (&mut self.bytes[page * PAGE..(page + 1) * PAGE])
-            .try_into()
-            .expect("a page")
+    fn agrees(&self, memory: &Memory, page: usize) -> bool {
+        memory.page_is(page, self.pages.get(&page).map_or(&[0; PAGE], |p| p))
     }
 
     fn take(&mut self, memory: &Memory, page: usize) {
-        // A page of zeroes that was never touched stays untouched here too.
-        if !memory.page_is(page, self.page(page)) {
-            memory.read_page(page, self.page(page));
+        if !self.agrees(memory, page) {
+            memory.read_page(
+                page,
+                self.pages
+                    .entry(page)
+                    .or_insert_with(|| Box::new([0; PAGE])),
+            );
         }
     }
 
     /// Pages that differ; they are taken, so that each is told once.
     fn audit(&mut self, memory: &Memory) -> Vec<usize> {
         let missed: Vec<usize> = (0..memory.pages())
-            .filter(|p| !memory.page_is(*p, self.page(*p)))
+            .filter(|p| !self.agrees(memory, *p))
             .collect();
         for page in &missed {
             self.take(memory, *page);
@@ -276,7 +279,7 @@ fn audit(mut machine: Machine, options: &Options) -> Result<(Paused, Sums)> {
     Ok((paused, sums))
 }
 
-fn hand_over(paused: &mut Paused, directory: &PathBuf) -> Result<()> {
+fn hand_over(paused: &mut Paused, directory: &Path) -> Result<()> {
     fs::create_dir_all(directory)?;
     let mut state = Vec::new();
     paused.capture(&mut state)?;
@@ -291,7 +294,7 @@ fn hand_over(paused: &mut Paused, directory: &PathBuf) -> Result<()> {
     Ok(())
 }
 
-fn take_over(options: &Options, directory: &PathBuf, console: Console) -> Result<Paused> {
+fn take_over(options: &Options, directory: &Path, console: Console) -> Result<Paused> {
     let state = fs::read(directory.join("state"))?;
     let file = File::open(directory.join("memory"))?;
     Ok(Paused::restore(
@@ -347,7 +350,7 @@ fn run() -> Result<u64> {
     let machine = paused.resume()?;
     let handle = machine.handle();
     if options.from.is_none() {
-        console.wait(&options.marker, &handle, Duration::from_secs(120))?;
+        console.wait(&options.marker, &handle, Duration::from_mins(2))?;
         eprintln!(
             "\n[audit] made in {made:?}, {:?} after {:?}, {} exits, {} KiB of our own",
             options.marker,

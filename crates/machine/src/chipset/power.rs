@@ -55,12 +55,11 @@ pub(crate) fn read(port: u16, data: &mut [u8]) {
     data.fill(0xff);
     if let Some(first) = data.first_mut() {
         match port {
-            SLEEP_CONTROL | RESET => *first = 0,
             SLEEP_STATUS => *first = WAKE_STATUS,
             // The events that are understood.
             PANIC => *first = PANICKED,
-            // Input buffer empty: the guest may write its command at once.
-            I8042_COMMAND => *first = 0,
+            // Of the keyboard controller, zero is "input buffer empty": the guest may write its command at once.
+            SLEEP_CONTROL | RESET | I8042_COMMAND => *first = 0,
             _ => {}
         }
     }

@@ -96,14 +96,13 @@ impl Parts {
         }
         let devices = Devices::new(config, memory.ram().clone(), chipset.lines())?;
         connect(&vm, &devices, memory.regions().len())?;
-        let cpuid = match cpuid {
-            Some(cpuid) => cpuid,
-            None => {
-                let supported = kvm
-                    .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
-                    .map_err(self::kvm("KVM_GET_SUPPORTED_CPUID"))?;
-                cpuid::common(supported.as_slice(), config.vcpus)
-            }
+        let cpuid = if let Some(captured) = cpuid {
+            captured
+        } else {
+            let supported = kvm
+                .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
+                .map_err(self::kvm("KVM_GET_SUPPORTED_CPUID"))?;
+            cpuid::common(supported.as_slice(), config.vcpus)
         };
         let vcpus = (0..config.vcpus)
             .map(|index| {
@@ -172,7 +171,7 @@ fn check(config: &Config) -> Result<(), Error> {
             config.vcpus
         )));
     }
-    if config.memory < MEMORY_MIN || config.memory % MEMORY_UNIT != 0 {
+    if config.memory < MEMORY_MIN || !config.memory.is_multiple_of(MEMORY_UNIT) {
         return Err(Error::Invalid(format!(
             "{} bytes of memory: a machine has at least {} MiB, and a multiple of {} MiB",
             config.memory,

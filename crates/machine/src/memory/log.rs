@@ -16,13 +16,13 @@ pub struct WriteLog {
     /// One bit for every word that may be other than zero.
     summary: Box<[AtomicU64]>,
     /// The memory that is logged: it lives as long as the region that owns this log.
-    _mapping: Option<Mapping>,
+    mapping: Option<Mapping>,
 }
 
 impl WriteLog {
     pub(super) fn of_mapping(mapping: Mapping) -> Self {
         let mut log = Self::with_len(mapping.length());
-        log._mapping = Some(mapping);
+        log.mapping = Some(mapping);
         log
     }
 
@@ -71,7 +71,7 @@ impl NewBitmap for WriteLog {
         Self {
             words: zeroes(words),
             summary: zeroes(words.div_ceil(64)),
-            _mapping: None,
+            mapping: None,
         }
     }
 }
@@ -119,7 +119,7 @@ mod tests {
                 (0..64)
                     .filter(|b| bits & 1 << b != 0)
                     .map(|b| word * 64 + b),
-            )
+            );
         });
         pages
     }

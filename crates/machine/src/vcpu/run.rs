@@ -43,9 +43,8 @@ pub(super) fn run(
         // One writer: no need for an exchange between processors.
         exits.store(exits.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
         match next {
-            Next::Enter => {}
             Next::Interrupted if gate.is_newer(seen) => return Ok(()),
-            Next::Interrupted => {}
+            Next::Enter | Next::Interrupted => {}
             Next::Stop(exit) => return Err(exit),
             Next::Fail(why) => return Err(Exit::Failed(describe(vcpu, &why))),
         }
