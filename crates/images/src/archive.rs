@@ -1,6 +1,7 @@
 //! A Debian suite's archive, read with apt's own resolver and verification under a configuration of our own, so that
 //! neither the computer's package lists nor its installed packages play a part, and no root is needed.
 
+use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -78,7 +79,7 @@ impl Archive {
     /// as installed.
     pub(crate) fn resolve(&self, names: &[&str]) -> Result<Vec<Package>> {
         let _lock = self.lock()?;
-        let mut digest = Digest::new("resolved 1");
+        let mut digest = Digest::new("resolved 3");
         digest.add(self.lists()?);
         for name in names {
             digest.add(name);
@@ -93,14 +94,13 @@ impl Archive {
             return Ok(packages);
         }
         let mut apt = self.apt_get();
-        apt.args([
-            "-qq",
-            "--print-uris",
-            "-o",
-            "Acquire::ForceHash=SHA256",
-            "install",
-        ])
-        .args(names);
+        apt.args(["-qq", "--print-uris", "-o", "Acquire::ForceHash=SHA256"]);
+        // apt leaves out of its list what it has downloaded before: here it is to find nothing.
+        let nothing = self.directory.join("none");
+        cache::create_dir(&nothing.join("partial"))?;
+        let mut archives = OsString::from("Dir::Cache::archives=");
+        archives.push(&nothing);
+        apt.arg("-o").arg(archives).arg("install").args(names);
         let text = run::text(
             &mut apt,
             &format!("resolving {} in {}", names.join(" "), self.suite),
@@ -301,11 +301,12 @@ fn mirror_among<'a>(addresses: &'a str, end: &str) -> Option<&'a str> {
     addresses.find(|a| a.ends_with(end) && (a.starts_with("http:") || a.starts_with("https:")))
 }
 
-/// What the user asked for by the environment: the lists are made anew when it changes.
+/// What the private configuration depends on beside this computer's apt: it is made anew when this changes.
 fn wishes() -> String {
     let get = |name| std::env::var(name).unwrap_or_default();
+    // The number is the version of what `configure` writes.
     format!(
-        "mirror={}\nsecurity={}\n",
+        "configuration=1\nmirror={}\nsecurity={}\n",
         get("ROMULUS_MIRROR"),
         get("ROMULUS_SECURITY_MIRROR")
     )
