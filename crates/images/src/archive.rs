@@ -304,9 +304,8 @@ fn mirror_among<'a>(addresses: &'a str, end: &str) -> Option<&'a str> {
 /// What the private configuration depends on beside this computer's apt: it is made anew when this changes.
 fn wishes() -> String {
     let get = |name| std::env::var(name).unwrap_or_default();
-    // The number is the version of what `configure` writes.
     format!(
-        "configuration=1\nmirror={}\nsecurity={}\n",
+        "mirror={}\nsecurity={}\n",
         get("ROMULUS_MIRROR"),
         get("ROMULUS_SECURITY_MIRROR")
     )
