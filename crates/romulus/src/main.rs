@@ -1,5 +1,7 @@
 //! Romulus: runs virtual machines for telephony servers on KVM.
 
+#![forbid(unsafe_code)]
+
 mod api;
 mod cli;
 mod commands;

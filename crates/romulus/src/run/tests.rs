@@ -27,7 +27,7 @@ use std::{
     path::Path,
     sync::{
         Arc, Condvar, Mutex,
-        atomic::{AtomicU32, Ordering},
+        atomic::{AtomicBool, AtomicU32, Ordering},
         mpsc,
     },
     thread::{self, JoinHandle},
@@ -46,6 +46,7 @@ struct Fake {
     exit: Mutex<Option<Exit>>,
     exited: Condvar,
     presses: AtomicU32,
+    paused: AtomicBool,
     /// What the guest does when its power button is pressed.
     at_press: Option<Exit>,
     typed: Mutex<Vec<u8>>,
@@ -61,7 +62,10 @@ impl Fake {
 impl Port for Fake {
     fn press_power_button(&self) {
         self.presses.fetch_add(1, Ordering::SeqCst);
-        if let Some(exit) = self.at_press.clone() {
+        // A guest whose vCPUs are parked does nothing.
+        if let Some(exit) = self.at_press.clone()
+            && !self.paused.load(Ordering::SeqCst)
+        {
             self.end(exit);
         }
     }
@@ -94,9 +98,11 @@ impl Guest for FakeGuest {
         Arc::clone(&self.0) as Arc<dyn Port>
     }
     fn pause(&mut self) -> anyhow::Result<()> {
+        self.0.paused.store(true, Ordering::SeqCst);
         Ok(())
     }
     fn resume(&mut self) -> anyhow::Result<()> {
+        self.0.paused.store(false, Ordering::SeqCst);
         Ok(())
     }
 }
@@ -272,7 +278,7 @@ fn a_panic_ends_with_11_or_starts_a_new_life() {
 
 #[test]
 fn a_paused_machine_is_resumed_to_be_stopped() {
-    let running = Running::start("", Some(Exit::PoweredOff));
+    let running = Running::start("stop_timeout = '2 s'", Some(Exit::PoweredOff));
     let _guest = running.guest();
     running.wait_state(State::Running);
     assert!(running.ask(Command::Pause).is_ok());
