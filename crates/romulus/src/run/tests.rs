@@ -451,7 +451,7 @@ fn stop_is_answered_with_how_it_ended() {
     let served = serve("stop_timeout = '1 h'", None);
     let client = served.client();
     // The server goes when the supervisor has ended, and must still give the answer.
-    let ender = {
+    let waiter = {
         let Served {
             running, server, ..
         } = served;
@@ -469,7 +469,7 @@ fn stop_is_answered_with_how_it_ended() {
             "did not stop in time and was stopped by force"
         )
     );
-    assert_eq!(ender.join().unwrap().code, Code::Forced);
+    assert_eq!(waiter.join().unwrap().code, Code::Forced);
 }
 
 #[test]
