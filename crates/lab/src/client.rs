@@ -7,8 +7,8 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result};
 
-use crate::network::{LAB_SUFFIX, Network};
 use crate::links::Networks;
+use crate::network::{LAB_SUFFIX, Network};
 
 /// Where the users of a machine are: a network namespace with one interface, on the service network.
 pub struct Client {
@@ -21,7 +21,10 @@ impl Client {
     }
 
     /// Its address on the service network.
-    #[allow(clippy::unused_self, reason = "the plan of addresses is not the caller's business")]
+    #[allow(
+        clippy::unused_self,
+        reason = "the plan of addresses is not the caller's business"
+    )]
     pub fn address(&self) -> Ipv4Addr {
         Network::Service.address(LAB_SUFFIX)
     }
@@ -31,7 +34,10 @@ impl Client {
     /// # Errors
     /// Where there is no file descriptor left.
     pub fn command(&self, program: &str) -> Result<Command> {
-        self.networks.client().command(program).context("cannot prepare a command for the client")
+        self.networks
+            .client()
+            .command(program)
+            .context("cannot prepare a command for the client")
     }
 
     /// Does `work` on a thread that is there: sockets that it opens are the client's.

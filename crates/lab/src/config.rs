@@ -46,6 +46,13 @@ pub struct LabConfig {
 
 impl Default for LabConfig {
     fn default() -> Self {
-        Self { hosts: 2, host_memory_mib: 2048, payload: Vec::new(), kind: None, image: None, logs: None }
+        Self {
+            hosts: 2,
+            host_memory_mib: 2048,
+            payload: Vec::new(),
+            kind: None,
+            image: None,
+            logs: None,
+        }
     }
 }

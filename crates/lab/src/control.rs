@@ -17,8 +17,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, recvmsg,
-    sendmsg,
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
 };
 use serde::{Deserialize, Serialize};
 
@@ -60,7 +60,9 @@ impl std::str::FromStr for Place {
         }
         match text.strip_prefix('h').unwrap_or(text).parse() {
             Ok(n) if n >= 1 => Ok(Self::Host(n)),
-            _ => bail!("{text:?} is no place in the lab: hosts are h1, h2 and so on, and there is client"),
+            _ => bail!(
+                "{text:?} is no place in the lab: hosts are h1, h2 and so on, and there is client"
+            ),
         }
     }
 }
@@ -144,11 +146,16 @@ impl Claim {
     pub fn take() -> Result<Self> {
         let path = socket().with_extension("lock");
         fs::create_dir_all(path.parent().unwrap_or(&path))?;
-        let lock = File::create(&path).with_context(|| format!("cannot make {}", path.display()))?;
+        let lock =
+            File::create(&path).with_context(|| format!("cannot make {}", path.display()))?;
         match lock.try_lock() {
             Ok(()) => Ok(Self { _lock: lock }),
-            Err(TryLockError::WouldBlock) => bail!("a lab is up already; `cargo xtask lab down` ends it"),
-            Err(TryLockError::Error(error)) => Err(error).with_context(|| format!("cannot lock {}", path.display())),
+            Err(TryLockError::WouldBlock) => {
+                bail!("a lab is up already; `cargo xtask lab down` ends it")
+            }
+            Err(TryLockError::Error(error)) => {
+                Err(error).with_context(|| format!("cannot lock {}", path.display()))
+            }
         }
     }
 
@@ -160,22 +167,33 @@ impl Claim {
         let path = socket();
         // We have the claim: whatever is there is left over from a lab that ended.
         let _ = fs::remove_file(&path);
-        let listener = UnixListener::bind(&path)
-            .with_context(|| format!("cannot make the control socket {} (a path may have 107 bytes)", path.display()))?;
-        let server = Arc::new(Server { lab, client_agent: Mutex::new(None) });
-        let (end, ended) = std::sync::mpsc::channel();
-        thread::Builder::new().name("control".into()).spawn(move || {
-            for stream in listener.incoming().flatten() {
-                let (server, end) = (Arc::clone(&server), end.clone());
-                let spawned = thread::Builder::new().name("session".into()).spawn(move || {
-                    // The other process ended in the middle of something: nothing is owed to it.
-                    if matches!(server.session(&stream), Ok(true)) {
-                        let _ = end.send(stream);
-                    }
-                });
-                drop(spawned);
-            }
+        let listener = UnixListener::bind(&path).with_context(|| {
+            format!(
+                "cannot make the control socket {} (a path may have 107 bytes)",
+                path.display()
+            )
         })?;
+        let server = Arc::new(Server {
+            lab,
+            client_agent: Mutex::new(None),
+        });
+        let (end, ended) = std::sync::mpsc::channel();
+        thread::Builder::new()
+            .name("control".into())
+            .spawn(move || {
+                for stream in listener.incoming().flatten() {
+                    let (server, end) = (Arc::clone(&server), end.clone());
+                    let spawned = thread::Builder::new()
+                        .name("session".into())
+                        .spawn(move || {
+                            // The other process ended in the middle of something: nothing is owed to it.
+                            if matches!(server.session(&stream), Ok(true)) {
+                                let _ = end.send(stream);
+                            }
+                        });
+                    drop(spawned);
+                }
+            })?;
         // The stream is kept until this process is gone: its end tells the other side that all is over.
         let _last = ended.recv()?;
         let _ = fs::remove_file(&path);
@@ -195,7 +213,9 @@ impl Server {
         let mut handed_over = Vec::new();
         let mut from = BufReader::new(stream);
         loop {
-            let Some(question) = line(&mut from)? else { return Ok(false) };
+            let Some(question) = line(&mut from)? else {
+                return Ok(false);
+            };
             match serde_json::from_slice(&question) {
                 Ok(Question::Down) => {
                     answer(stream, &Ok(None), None)?;
@@ -211,9 +231,17 @@ impl Server {
                 Ok(Question::Status) => answer(stream, &Ok(Some(Status::of(&self.lab))), None)?,
                 Ok(Question::Fault(n, fault)) => {
                     let done = self.host(n).and_then(|host| host.apply(&fault));
-                    answer(stream, &done.map(|()| None).map_err(|error| format!("{error:#}")), None)?;
+                    answer(
+                        stream,
+                        &done.map(|()| None).map_err(|error| format!("{error:#}")),
+                        None,
+                    )?;
                 }
-                Err(error) => answer(stream, &Err(format!("the question is not understood: {error}")), None)?,
+                Err(error) => answer(
+                    stream,
+                    &Err(format!("the question is not understood: {error}")),
+                    None,
+                )?,
             }
         }
     }
@@ -221,7 +249,8 @@ impl Server {
     fn host(&self, n: usize) -> Result<&crate::Host> {
         let hosts = self.lab.hosts();
         let host = n.checked_sub(1).and_then(|index| hosts.get(index));
-        host.map(AsRef::as_ref).with_context(|| format!("there is no host h{n}; the lab has h1 to h{}", hosts.len()))
+        host.map(AsRef::as_ref)
+            .with_context(|| format!("there is no host h{n}; the lab has h1 to h{}", hosts.len()))
     }
 
     fn dial(&self, place: Place) -> Result<Arc<TcpStream>> {
@@ -234,9 +263,17 @@ impl Server {
     /// The client has an agent too, once somebody asks for it.
     fn dial_client(&self) -> Result<Arc<TcpStream>> {
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, PORT));
-        let mut agent = self.client_agent.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut agent = self
+            .client_agent
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         if agent.is_none() {
-            let program = self.lab.image().agent.to_str().context("the agent's path is not UTF-8")?;
+            let program = self
+                .lab
+                .image()
+                .agent
+                .to_str()
+                .context("the agent's path is not UTF-8")?;
             let mut command = self.lab.client().command(program)?;
             command.arg(address.to_string()).stdin(Stdio::null());
             *agent = Some(command.spawn().context("cannot start the client's agent")?);
@@ -245,12 +282,13 @@ impl Server {
         loop {
             match self.lab.client().connect(address) {
                 Ok(stream) => return Ok(Arc::new(stream)),
-                Err(error) if Instant::now() > deadline => return Err(error).context("the client's agent does not answer"),
+                Err(error) if Instant::now() > deadline => {
+                    return Err(error).context("the client's agent does not answer");
+                }
                 Err(_) => thread::sleep(Duration::from_millis(20)),
             }
         }
     }
-
 }
 
 /// A session with the lab that is up.
@@ -265,8 +303,11 @@ impl Session {
     /// # Errors
     /// Where no lab is up.
     pub fn open() -> Result<Self> {
-        let stream = UnixStream::connect(socket()).context("no lab is up; `cargo xtask lab up` starts one")?;
-        Ok(Self { stream: Arc::new(Mutex::new(stream)) })
+        let stream = UnixStream::connect(socket())
+            .context("no lab is up; `cargo xtask lab up` starts one")?;
+        Ok(Self {
+            stream: Arc::new(Mutex::new(stream)),
+        })
     }
 
     fn ask(&self, question: &Question) -> Result<(Option<Status>, Option<OwnedFd>)> {
@@ -284,7 +325,9 @@ impl Session {
     /// # Errors
     /// Where the lab ended.
     pub fn status(&self) -> Result<Status> {
-        self.ask(&Question::Status)?.0.context("the lab answered without a status")
+        self.ask(&Question::Status)?
+            .0
+            .context("the lab answered without a status")
     }
 
     /// Lets something happen to host `n`.
@@ -297,7 +340,11 @@ impl Session {
 
     /// The agent at a place. It can be used as long as this session lives.
     pub fn agent(&self, place: Place) -> Agent {
-        Agent::new(Arc::new(Way { session: self.clone(), place, name: place.to_string() }))
+        Agent::new(Arc::new(Way {
+            session: self.clone(),
+            place,
+            name: place.to_string(),
+        }))
     }
 
     /// Ends the lab, and waits until nothing of it is left.
@@ -324,7 +371,11 @@ struct Way {
 impl Dial for Way {
     fn dial(&self) -> Result<Arc<TcpStream>> {
         let (_, descriptor) = self.session.ask(&Question::Dial(self.place))?;
-        Ok(Arc::new(descriptor.context("the lab handed over no connection")?.into()))
+        Ok(Arc::new(
+            descriptor
+                .context("the lab handed over no connection")?
+                .into(),
+        ))
     }
 
     fn name(&self) -> &str {
@@ -340,9 +391,17 @@ fn answer(stream: &UnixStream, answer: &Answer, descriptor: Option<&Arc<TcpStrea
     let mut ancillary = SendAncillaryBuffer::new(&mut space);
     let descriptors = descriptor.map(|stream| [stream.as_fd()]);
     if let Some(descriptors) = &descriptors {
-        ensure!(ancillary.push(SendAncillaryMessage::ScmRights(descriptors)), "no room for a descriptor");
+        ensure!(
+            ancillary.push(SendAncillaryMessage::ScmRights(descriptors)),
+            "no room for a descriptor"
+        );
     }
-    let sent = sendmsg(stream, &[IoSlice::new(&text)], &mut ancillary, SendFlags::NOSIGNAL)?;
+    let sent = sendmsg(
+        stream,
+        &[IoSlice::new(&text)],
+        &mut ancillary,
+        SendFlags::NOSIGNAL,
+    )?;
     let mut stream = stream;
     stream.write_all(&text[sent..])?;
     Ok(())
@@ -357,7 +416,12 @@ fn receive(stream: &UnixStream) -> Result<(Vec<u8>, Option<OwnedFd>)> {
         let mut bytes = [0; 4096];
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
         let mut ancillary = RecvAncillaryBuffer::new(&mut space);
-        let received = recvmsg(stream, &mut [IoSliceMut::new(&mut bytes)], &mut ancillary, RecvFlags::CMSG_CLOEXEC)?;
+        let received = recvmsg(
+            stream,
+            &mut [IoSliceMut::new(&mut bytes)],
+            &mut ancillary,
+            RecvFlags::CMSG_CLOEXEC,
+        )?;
         ensure!(received.bytes > 0, "the connection ended");
         text.extend_from_slice(&bytes[..received.bytes]);
         for message in ancillary.drain() {
@@ -388,7 +452,10 @@ mod tests {
         let (text, descriptor) = receive(&theirs).unwrap();
         assert_eq!(text, b"{\"Ok\":null}\n");
         let received: TcpStream = descriptor.unwrap().into();
-        assert_eq!(received.peer_addr().unwrap(), listener.local_addr().unwrap());
+        assert_eq!(
+            received.peer_addr().unwrap(),
+            listener.local_addr().unwrap()
+        );
 
         answer(&ours, &Err("no".into()), None).unwrap();
         let (text, descriptor) = receive(&theirs).unwrap();

@@ -46,13 +46,18 @@ struct Prepared<T> {
 pub fn inside<T: Serialize + DeserializeOwned>(prepare: impl FnOnce() -> Result<T>) -> Result<T> {
     if is_inside() {
         // A program that was started inside by another one may have been prepared for something else.
-        let prepared = env::var(PREPARED).ok().and_then(|text| serde_json::from_str::<Prepared<T>>(&text).ok());
+        let prepared = env::var(PREPARED)
+            .ok()
+            .and_then(|text| serde_json::from_str::<Prepared<T>>(&text).ok());
         return match prepared {
             Some(prepared) if prepared.what == type_name::<T>() => Ok(prepared.value),
             _ => prepare(),
         };
     }
-    let prepared = Prepared { what: type_name::<T>().into(), value: prepare()? };
+    let prepared = Prepared {
+        what: type_name::<T>().into(),
+        value: prepare()?,
+    };
     let code = run_inside(&serde_json::to_string(&prepared)?)?;
     process::exit(code)
 }
@@ -78,12 +83,20 @@ pub(crate) fn guard() -> Result<()> {
 }
 
 fn check() -> Result<()> {
-    compare(env::var_os(MARK), fs::read_link("/proc/self/ns/net").context("cannot see the own network namespace")?.as_os_str())
+    compare(
+        env::var_os(MARK),
+        fs::read_link("/proc/self/ns/net")
+            .context("cannot see the own network namespace")?
+            .as_os_str(),
+    )
 }
 
 fn compare(outside: Option<OsString>, own: &std::ffi::OsStr) -> Result<()> {
-    const REFUSED: &str = "refusing to make a lab in the computer's own network namespace: call lab::inside() first";
-    let Some(outside) = outside else { bail!(REFUSED) };
+    const REFUSED: &str =
+        "refusing to make a lab in the computer's own network namespace: call lab::inside() first";
+    let Some(outside) = outside else {
+        bail!(REFUSED)
+    };
     ensure!(outside != own, REFUSED);
     Ok(())
 }
@@ -95,7 +108,9 @@ fn interfaces_up() -> Result<Vec<String>> {
         let entry = entry?;
         let name = entry.file_name().to_string_lossy().into_owned();
         // bonding_masters is a file among the interfaces.
-        let Ok(flags) = fs::read_to_string(entry.path().join("flags")) else { continue };
+        let Ok(flags) = fs::read_to_string(entry.path().join("flags")) else {
+            continue;
+        };
         let flags = u32::from_str_radix(flags.trim().trim_start_matches("0x"), 16)
             .with_context(|| format!("the flags of interface {name} are not understood"))?;
         if name != "lo" && flags & libc::IFF_UP.cast_unsigned() != 0 {
@@ -108,14 +123,23 @@ fn interfaces_up() -> Result<Vec<String>> {
 
 /// Runs this program again, inside; returns its exit code.
 fn run_inside(prepared: &str) -> Result<i32> {
-    let outside = fs::read_link("/proc/self/ns/net").context("cannot see the own network namespace")?;
-    let arguments = env::args_os().map(|text| CString::new(text.as_bytes())).collect::<Result<Vec<_>, _>>()?;
+    let outside =
+        fs::read_link("/proc/self/ns/net").context("cannot see the own network namespace")?;
+    let arguments = env::args_os()
+        .map(|text| CString::new(text.as_bytes()))
+        .collect::<Result<Vec<_>, _>>()?;
     let mut environment = Vec::new();
     for (name, value) in env::vars_os().filter(|(name, _)| name != MARK && name != PREPARED) {
-        environment.push(CString::new([name.as_bytes(), b"=", value.as_bytes()].concat())?);
+        environment.push(CString::new(
+            [name.as_bytes(), b"=", value.as_bytes()].concat(),
+        )?);
     }
-    environment.push(CString::new([MARK.as_bytes(), b"=", outside.as_os_str().as_bytes()].concat())?);
-    environment.push(CString::new([PREPARED.as_bytes(), b"=", prepared.as_bytes()].concat())?);
+    environment.push(CString::new(
+        [MARK.as_bytes(), b"=", outside.as_os_str().as_bytes()].concat(),
+    )?);
+    environment.push(CString::new(
+        [PREPARED.as_bytes(), b"=", prepared.as_bytes()].concat(),
+    )?);
     let arguments = pointers(&arguments);
     let environment = pointers(&environment);
 
@@ -124,11 +148,26 @@ fn run_inside(prepared: &str) -> Result<i32> {
         // The first process of a PID namespace takes no signal that it has no handler for, and has to reap orphans: so
         // it does only that, and the program is its child.
         // SAFETY: without CLONE_VM and with no stack given this is fork(2); the child calls execve at once.
-        let child = unsafe { libc::syscall(libc::SYS_clone, libc::SIGCHLD, 0, ptr::null::<u8>(), ptr::null::<u8>(), 0) };
+        let child = unsafe {
+            libc::syscall(
+                libc::SYS_clone,
+                libc::SIGCHLD,
+                0,
+                ptr::null::<u8>(),
+                ptr::null::<u8>(),
+                0,
+            )
+        };
         if child == 0 {
             signals.restore();
             // SAFETY: both are arrays of strings that end with a null pointer and live until here.
-            unsafe { libc::execve(c"/proc/self/exe".as_ptr(), arguments.as_ptr(), environment.as_ptr()) };
+            unsafe {
+                libc::execve(
+                    c"/proc/self/exe".as_ptr(),
+                    arguments.as_ptr(),
+                    environment.as_ptr(),
+                )
+            };
             return 127;
         }
         match i32::try_from(child).ok().and_then(Pid::from_raw) {
@@ -153,7 +192,11 @@ fn run_inside(prepared: &str) -> Result<i32> {
 }
 
 fn pointers(strings: &[CString]) -> Vec<*const libc::c_char> {
-    strings.iter().map(|text| text.as_ptr()).chain([ptr::null()]).collect()
+    strings
+        .iter()
+        .map(|text| text.as_ptr())
+        .chain([ptr::null()])
+        .collect()
 }
 
 /// The signals that are passed on to a child, blocked meanwhile.
@@ -170,19 +213,34 @@ impl Passed {
         // pthread_sigmask fills `before`.
         unsafe {
             libc::sigemptyset(waited_for.as_mut_ptr());
-            for signal in [libc::SIGCHLD, libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGQUIT, libc::SIGUSR1, libc::SIGUSR2] {
+            for signal in [
+                libc::SIGCHLD,
+                libc::SIGINT,
+                libc::SIGTERM,
+                libc::SIGHUP,
+                libc::SIGQUIT,
+                libc::SIGUSR1,
+                libc::SIGUSR2,
+            ] {
                 libc::sigaddset(waited_for.as_mut_ptr(), signal);
             }
             match libc::pthread_sigmask(libc::SIG_BLOCK, waited_for.as_ptr(), before.as_mut_ptr()) {
-                0 => Ok(Self { waited_for: waited_for.assume_init(), before: before.assume_init() }),
-                error => Err(io::Error::from_raw_os_error(error)).context("cannot hold signals back"),
+                0 => Ok(Self {
+                    waited_for: waited_for.assume_init(),
+                    before: before.assume_init(),
+                }),
+                error => {
+                    Err(io::Error::from_raw_os_error(error)).context("cannot hold signals back")
+                }
             }
         }
     }
 
     fn restore(&self) {
         // SAFETY: the set was filled by `block`.
-        unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &raw const self.before, ptr::null_mut()) };
+        unsafe {
+            libc::pthread_sigmask(libc::SIG_SETMASK, &raw const self.before, ptr::null_mut())
+        };
     }
 
     /// Waits for `child`, passes on signals meanwhile, and returns its exit code as a shell would tell it.
@@ -190,9 +248,10 @@ impl Passed {
     /// Makes system calls only, so that it may run after a fork.
     fn attend(&self, child: Pid, reap_all: bool) -> i32 {
         loop {
-            while let Ok(Some((pid, status))) =
-                rustix::process::waitpid(if reap_all { None } else { Some(child) }, WaitOptions::NOHANG)
-            {
+            while let Ok(Some((pid, status))) = rustix::process::waitpid(
+                if reap_all { None } else { Some(child) },
+                WaitOptions::NOHANG,
+            ) {
                 if pid == child {
                     return match (status.exit_status(), status.terminating_signal()) {
                         (Some(code), _) => code,

@@ -57,7 +57,11 @@ impl Host {
             Fault::Mend(network) => self.mend(network),
             Fault::Unplug(network) => self.unplug(network),
             Fault::Plug(network) => self.plug(network),
-            Fault::Impair { network, loss_percent, delay } => self.impair(network, loss_percent, delay),
+            Fault::Impair {
+                network,
+                loss_percent,
+                delay,
+            } => self.impair(network, loss_percent, delay),
             Fault::Clear(network) => self.clear(network),
         }
     }
@@ -71,13 +75,24 @@ impl fmt::Display for Fault {
             Self::Hang => f.write_str("hang"),
             Self::Resume => f.write_str("return from the hang"),
             Self::Cut(network, Direction::Both) => write!(f, "silent cut of the {network} network"),
-            Self::Cut(network, Direction::FromHost) => write!(f, "silent cut of what it sends on the {network} network"),
-            Self::Cut(network, Direction::ToHost) => write!(f, "silent cut of what it hears on the {network} network"),
+            Self::Cut(network, Direction::FromHost) => {
+                write!(f, "silent cut of what it sends on the {network} network")
+            }
+            Self::Cut(network, Direction::ToHost) => {
+                write!(f, "silent cut of what it hears on the {network} network")
+            }
             Self::Mend(network) => write!(f, "{network} network mended"),
             Self::Unplug(network) => write!(f, "{network} network unplugged"),
             Self::Plug(network) => write!(f, "{network} network plugged in"),
-            Self::Impair { network, loss_percent, delay } => {
-                write!(f, "{loss_percent} % loss and {delay:?} delay on the {network} network")
+            Self::Impair {
+                network,
+                loss_percent,
+                delay,
+            } => {
+                write!(
+                    f,
+                    "{loss_percent} % loss and {delay:?} delay on the {network} network"
+                )
             }
             Self::Clear(network) => write!(f, "{network} network as it was"),
         }

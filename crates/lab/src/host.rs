@@ -54,9 +54,19 @@ impl Host {
     /// Host `n`, with the power off.
     pub(crate) fn new(n: usize, body: Body) -> Self {
         let address = SocketAddr::from((Network::Control.address(suffix(n)), PORT));
-        let line = Arc::new(Line { name: format!("host h{n}"), address, open: Mutex::default() });
+        let line = Arc::new(Line {
+            name: format!("host h{n}"),
+            address,
+            open: Mutex::default(),
+        });
         let agent = Agent::new(Arc::clone(&line) as Arc<dyn Dial>);
-        Self { n, body, line, agent, state: Mutex::default() }
+        Self {
+            n,
+            body,
+            line,
+            agent,
+            state: Mutex::default(),
+        }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -125,7 +135,10 @@ impl Host {
 
     /// Whether it has power.
     pub fn is_on(&self) -> bool {
-        self.state().process.as_ref().is_some_and(|process| process.ended().is_none())
+        self.state()
+            .process
+            .as_ref()
+            .is_some_and(|process| process.ended().is_none())
     }
 
     /// How long it took from power on until its agent answered, the last time.
@@ -149,7 +162,10 @@ impl Host {
         let started = Instant::now();
         let process = {
             let mut state = self.state();
-            let on = state.process.as_ref().is_some_and(|process| process.ended().is_none());
+            let on = state
+                .process
+                .as_ref()
+                .is_some_and(|process| process.ended().is_none());
             ensure!(!on, "{} is on already", self.name());
             let line = Arc::clone(&self.line);
             let at_end = move |_: &str| line.hang_up();
@@ -172,21 +188,30 @@ impl Host {
         loop {
             // A connection that is asked for too early is answered by nobody: soon another one.
             let error = match self.line.connect(Duration::from_millis(250)) {
-                Ok(stream) => match Agent::new(Arc::new(Ready(stream))).hello(Duration::from_secs(2)) {
-                    Ok(_) => return Ok(()),
-                    Err(error) => error,
-                },
+                Ok(stream) => {
+                    match Agent::new(Arc::new(Ready(stream))).hello(Duration::from_secs(2)) {
+                        Ok(_) => return Ok(()),
+                        Err(error) => error,
+                    }
+                }
                 Err(error) => error.into(),
             };
             let why = if let Some(how) = process.ended() {
                 how
             } else if Instant::now() > deadline {
-                format!("its agent does not answer within {} s: {error:#}", UP_WITHIN.as_secs())
+                format!(
+                    "its agent does not answer within {} s: {error:#}",
+                    UP_WITHIN.as_secs()
+                )
             } else {
                 std::thread::sleep(Duration::from_millis(25));
                 continue;
             };
-            bail!("{} did not come up: {why}\nits last words:\n{}", self.line.name, self.last_words());
+            bail!(
+                "{} did not come up: {why}\nits last words:\n{}",
+                self.line.name,
+                self.last_words()
+            );
         }
     }
 
@@ -225,7 +250,10 @@ impl Host {
 
     fn signal(&self, signal: Signal) -> Result<()> {
         let state = self.state();
-        let process = state.process.as_ref().with_context(|| format!("{} is off", self.name()))?;
+        let process = state
+            .process
+            .as_ref()
+            .with_context(|| format!("{} is off", self.name()))?;
         match &self.body {
             Body::Qemu(_) => process.signal(signal),
             Body::Space(space) => space.signal_all(process, signal),
@@ -292,10 +320,28 @@ impl Host {
     /// # Errors
     /// Where the host is off, or its kernel has no netem.
     pub fn impair(&self, network: Network, loss_percent: f64, delay: Duration) -> Result<()> {
-        ensure!((0.0..=100.0).contains(&loss_percent), "a loss of {loss_percent} %");
-        let (loss, delay) = (format!("{loss_percent}%"), format!("{}us", delay.as_micros()));
+        ensure!(
+            (0.0..=100.0).contains(&loss_percent),
+            "a loss of {loss_percent} %"
+        );
+        let (loss, delay) = (
+            format!("{loss_percent}%"),
+            format!("{}us", delay.as_micros()),
+        );
         // So many frames may be under way: 5 ms of a gigabit in the smallest frames, and more than enough of others.
-        self.tc(&["replace", "dev", network.interface(), "root", "netem", "limit", "10000", "loss", &loss, "delay", &delay])
+        self.tc(&[
+            "replace",
+            "dev",
+            network.interface(),
+            "root",
+            "netem",
+            "limit",
+            "10000",
+            "loss",
+            &loss,
+            "delay",
+            &delay,
+        ])
     }
 
     /// Undoes [`Host::impair`].
@@ -309,7 +355,13 @@ impl Host {
     fn tc(&self, arguments: &[&str]) -> Result<()> {
         let output = self.run(&[&["tc", "qdisc"], arguments].concat())?;
         let errors = String::from_utf8_lossy(&output.stderr);
-        ensure!(output.status.success(), "`tc qdisc {}` on {}: {}", arguments.join(" "), self.name(), errors.trim());
+        ensure!(
+            output.status.success(),
+            "`tc qdisc {}` on {}: {}",
+            arguments.join(" "),
+            self.name(),
+            errors.trim()
+        );
         Ok(())
     }
 }
@@ -363,7 +415,11 @@ impl Dial for Line {
             .with_context(|| format!("{} does not answer on the control network", self.name))?;
         let mut open = self.open();
         open.retain(|stream| Arc::strong_count(stream) > 1);
-        ensure!(open.len() < REMEMBERED, "{} has {REMEMBERED} conversations already", self.name);
+        ensure!(
+            open.len() < REMEMBERED,
+            "{} has {REMEMBERED} conversations already",
+            self.name
+        );
         open.push(Arc::clone(&stream));
         Ok(stream)
     }
@@ -381,7 +437,7 @@ impl Dial for Ready {
         Ok(Arc::clone(&self.0))
     }
 
-    fn name(&self) -> &str {
+    fn name(&self) -> &'static str {
         "the host"
     }
 }

@@ -10,8 +10,10 @@ use anyhow::{Context, Result, bail};
 use images::{Initramfs, Kernel, Progress, Suite};
 use serde::{Deserialize, Serialize};
 
+use crate::vmlinux;
+
 /// The Debian packages that the lab needs on this computer.
-const PACKAGES: [&str; 11] = [
+const PACKAGES: [&str; 12] = [
     "bash",
     "busybox-static",
     "ethtool",
@@ -19,6 +21,7 @@ const PACKAGES: [&str; 11] = [
     "iproute2",
     "iputils-ping",
     "kmod",
+    "lz4",
     "qemu-system-x86",
     "seabios",
     "socat",
@@ -98,25 +101,48 @@ pub fn prepare(progress: &Progress) -> Result<HostImage> {
     images::ensure_packages(&PACKAGES, progress)?;
     let kernel = Kernel::fetch(Suite::Bookworm, progress)?;
     let base = base(&kernel, progress)?;
-    Ok(HostImage { kernel: kernel.vmlinuz, base, agent: agent(progress)? })
+    Ok(HostImage {
+        kernel: vmlinux::unpacked(&kernel)?,
+        base,
+        agent: agent(progress)?,
+    })
 }
 
 /// The part of the initrd that is the same for all hosts, out of the cache where its inputs did not change.
 fn base(kernel: &Kernel, progress: &Progress) -> Result<PathBuf> {
     let directory = images::cache_dir().join("lab").join("image");
-    fs::create_dir_all(&directory).with_context(|| format!("cannot make {}", directory.display()))?;
+    fs::create_dir_all(&directory)
+        .with_context(|| format!("cannot make {}", directory.display()))?;
     let path = directory.join(format!("{}.cpio", digest(kernel)?));
     if path.try_exists()? {
         return Ok(path);
     }
     let step = progress.step("building the host image");
     let mut image = Initramfs::new();
-    for (path, mode) in [("/dev", 0o755), ("/proc", 0o555), ("/sys", 0o555), ("/root", 0o700), ("/mnt", 0o755), ("/run", 0o755)] {
+    for (path, mode) in [
+        ("/dev", 0o755),
+        ("/proc", 0o555),
+        ("/sys", 0o555),
+        ("/root", 0o700),
+        ("/mnt", 0o755),
+        ("/run", 0o755),
+    ] {
         image.directory(path, mode);
     }
-    image.directory("/tmp", 0o1777).directory("/var/log", 0o755).symlink("/var/run", "/run");
-    image.file("/etc/passwd", 0o644, "root:x:0:0:root:/root:/bin/bash\nnobody:x:65534:65534:nobody:/nonexistent:/bin/false\n");
-    image.file("/etc/group", 0o644, "root:x:0:\ntty:x:5:\nkvm:x:104:\nnogroup:x:65534:\n");
+    image
+        .directory("/tmp", 0o1777)
+        .directory("/var/log", 0o755)
+        .symlink("/var/run", "/run");
+    image.file(
+        "/etc/passwd",
+        0o644,
+        "root:x:0:0:root:/root:/bin/bash\nnobody:x:65534:65534:nobody:/nonexistent:/bin/false\n",
+    );
+    image.file(
+        "/etc/group",
+        0o644,
+        "root:x:0:\ntty:x:5:\nkvm:x:104:\nnogroup:x:65534:\n",
+    );
     for name in ["/etc/protocols", "/etc/services"] {
         if Path::new(name).exists() {
             image.copy(Path::new(name), name, None)?;
@@ -138,9 +164,17 @@ fn base(kernel: &Kernel, progress: &Progress) -> Result<PathBuf> {
         .write(&unfinished)
         .and_then(|()| Ok(fs::rename(&unfinished, &path)?))
         .inspect_err(|_| drop(fs::remove_file(&unfinished)))
-        .with_context(|| format!("cannot write the host image {} (is there space?)", path.display()))?;
+        .with_context(|| {
+            format!(
+                "cannot write the host image {} (is there space?)",
+                path.display()
+            )
+        })?;
     prune(&directory);
-    step.done(format!("host image, {} MB", fs::metadata(&path)?.len() / 1_000_000));
+    step.done(format!(
+        "host image, {} MB",
+        fs::metadata(&path)?.len() / 1_000_000
+    ));
     Ok(path)
 }
 
@@ -155,29 +189,47 @@ fn digest(kernel: &Kernel) -> Result<String> {
     digest.update(kernel.root.as_os_str().as_encoded_bytes());
     // Whatever version of a program or library is installed, it is in here.
     let status = "/var/lib/dpkg/status";
-    digest.update(&fs::read(status).with_context(|| format!("cannot read {status}: the lab builds hosts from Debian packages"))?);
+    digest.update(&fs::read(status).with_context(|| {
+        format!("cannot read {status}: the lab builds hosts from Debian packages")
+    })?);
     Ok(digest.finalize().to_hex()[..16].to_string())
 }
 
 /// The one place of a program that some versions of Debian have in `/usr/bin` and some in `/usr/sbin` or `/bin`.
 fn resolved(program: &str) -> Result<String> {
     let name = program.rsplit('/').next().unwrap_or(program);
-    let places = [program.to_string(), format!("/usr/bin/{name}"), format!("/usr/sbin/{name}"), format!("/bin/{name}"), format!("/sbin/{name}")];
+    let places = [
+        program.to_string(),
+        format!("/usr/bin/{name}"),
+        format!("/usr/sbin/{name}"),
+        format!("/bin/{name}"),
+        format!("/sbin/{name}"),
+    ];
     for place in places {
         if Path::new(&place).exists() {
             return Ok(place);
         }
     }
-    bail!("{name} is not installed on this computer; `dpkg -S {program}` tells its package where it is")
+    bail!(
+        "{name} is not installed on this computer; `dpkg -S {program}` tells its package where it is"
+    )
 }
 
 /// Busybox under all its names; the real programs, added after it, take precedence.
 fn add_busybox(image: &mut Initramfs) -> Result<()> {
     let path = resolved("/usr/bin/busybox")?;
-    let output = Command::new(&path).arg("--list").output().with_context(|| format!("cannot run {path}"))?;
+    let output = Command::new(&path)
+        .arg("--list")
+        .output()
+        .with_context(|| format!("cannot run {path}"))?;
     image.copy(Path::new(&path), "/bin/busybox", Some(0o755))?;
-    for name in String::from_utf8_lossy(&output.stdout).lines().filter(|name| !["busybox", "sh"].contains(name)) {
-        let is_real = PROGRAMS.iter().any(|program| program.rsplit('/').next() == Some(name));
+    for name in String::from_utf8_lossy(&output.stdout)
+        .lines()
+        .filter(|name| !["busybox", "sh"].contains(name))
+    {
+        let is_real = PROGRAMS
+            .iter()
+            .any(|program| program.rsplit('/').next() == Some(name));
         if !is_real {
             image.symlink(&format!("/bin/{name}"), "busybox");
         }
@@ -187,11 +239,16 @@ fn add_busybox(image: &mut Initramfs) -> Result<()> {
 
 /// Removes all but the newest images; one in use stays on the disk until its lab ends.
 fn prune(directory: &Path) {
-    let Ok(entries) = fs::read_dir(directory) else { return };
+    let Ok(entries) = fs::read_dir(directory) else {
+        return;
+    };
     let mut images: Vec<(SystemTime, PathBuf)> = entries
         .flatten()
         .filter_map(|entry| Some((entry.metadata().ok()?.modified().ok()?, entry.path())))
-        .filter(|(_, path)| path.extension().is_some_and(|extension| extension == "cpio"))
+        .filter(|(_, path)| {
+            path.extension()
+                .is_some_and(|extension| extension == "cpio")
+        })
         .collect();
     images.sort();
     for (_, path) in images.iter().rev().skip(KEPT) {
@@ -211,17 +268,29 @@ fn agent(progress: &Progress) -> Result<PathBuf> {
 pub fn build(package: &str, program: &str, release: bool, progress: &Progress) -> Result<PathBuf> {
     let step = progress.step(format!("building {program}"));
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    cargo.current_dir(env!("CARGO_MANIFEST_DIR")).args(["build", "--quiet", "--package", package, "--bin", program]);
+    cargo.current_dir(env!("CARGO_MANIFEST_DIR")).args([
+        "build",
+        "--quiet",
+        "--package",
+        package,
+        "--bin",
+        program,
+    ]);
     cargo.args(["--message-format", "json-render-diagnostics"]);
     if release {
         cargo.arg("--release");
     }
-    let output = cargo.stderr(Stdio::inherit()).output().context("cannot run cargo")?;
+    let output = cargo
+        .stderr(Stdio::inherit())
+        .output()
+        .context("cannot run cargo")?;
     if !output.status.success() {
         bail!("{program} was not built");
     }
     for line in output.stdout.split(|byte| *byte == b'\n') {
-        let Ok(message) = serde_json::from_slice::<serde_json::Value>(line) else { continue };
+        let Ok(message) = serde_json::from_slice::<serde_json::Value>(line) else {
+            continue;
+        };
         if message["target"]["name"] == program
             && let Some(path) = message["executable"].as_str()
         {
@@ -234,7 +303,11 @@ pub fn build(package: &str, program: &str, release: bool, progress: &Progress) -
 
 /// Makes the initrd of a lab: the base, and after it what belongs to this lab alone. The file has no name, so that it goes
 /// when the lab goes.
-pub(crate) fn initrd(image: &HostImage, payload: &[(PathBuf, String)], directory: &Path) -> Result<File> {
+pub(crate) fn initrd(
+    image: &HostImage,
+    payload: &[(PathBuf, String)],
+    directory: &Path,
+) -> Result<File> {
     let mut own = Initramfs::new();
     own.file("/init", 0o755, include_str!("host-init.sh"));
     own.copy(&image.agent, "/usr/bin/lab-agent", Some(0o755))?;
@@ -246,11 +319,20 @@ pub(crate) fn initrd(image: &HostImage, payload: &[(PathBuf, String)], directory
         own.write(&path)?;
         let mut segment = File::open(&path)?;
         fs::remove_file(&path)?;
-        let mut initrd = File::options().read(true).write(true).create_new(true).open(&path)?;
+        let mut initrd = File::options()
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .open(&path)?;
         fs::remove_file(&path)?;
         io::copy(&mut File::open(&image.base)?, &mut initrd)?;
         io::copy(&mut segment, &mut initrd)?;
         Ok(initrd)
     };
-    make().with_context(|| format!("cannot write the hosts' initrd in {} (is there space?)", directory.display()))
+    make().with_context(|| {
+        format!(
+            "cannot write the hosts' initrd in {} (is there space?)",
+            directory.display()
+        )
+    })
 }

@@ -50,7 +50,10 @@ impl Lab {
             config.hosts
         );
         let kind = config.kind.map_or_else(detect, Ok)?;
-        let image = config.image.clone().map_or_else(|| image::prepare(progress), Ok)?;
+        let image = config
+            .image
+            .clone()
+            .map_or_else(|| image::prepare(progress), Ok)?;
         let logs = config.logs.clone().map_or_else(new_logs, Ok)?;
         fs::create_dir_all(&logs).with_context(|| format!("cannot make {}", logs.display()))?;
         fs::create_dir_all(RUN).with_context(|| format!("cannot make {RUN}"))?;
@@ -61,22 +64,56 @@ impl Lab {
             Kind::Namespaces => space_hosts(config, &image, &logs),
         };
         let hosts = hosts.into_iter().map(Arc::new).collect();
-        let lab = Self { hosts, client: Client::new(networks), kind, logs, image };
+        let lab = Self {
+            hosts,
+            client: Client::new(networks),
+            kind,
+            logs,
+            image,
+        };
         lab.boot(progress)?;
         Ok(lab)
     }
 
     fn boot(&self, progress: &Progress) -> Result<()> {
-        let step = progress.step(format!("booting {} hosts ({})", self.hosts.len(), self.kind));
+        let step = progress.step(format!(
+            "booting {} hosts ({})",
+            self.hosts.len(),
+            self.kind
+        ));
         let results: Vec<Result<()>> = thread::scope(|scope| {
-            let boots: Vec<_> = self.hosts.iter().map(|host| scope.spawn(|| host.power_on())).collect();
-            boots.into_iter().map(|boot| boot.join().unwrap_or_else(|_| Err(anyhow!("the thread panicked")))).collect()
+            let boots: Vec<_> = self
+                .hosts
+                .iter()
+                .map(|host| scope.spawn(|| host.power_on()))
+                .collect();
+            boots
+                .into_iter()
+                .map(|boot| {
+                    boot.join()
+                        .unwrap_or_else(|_| Err(anyhow!("the thread panicked")))
+                })
+                .collect()
         });
         for result in results {
-            result.with_context(|| format!("the lab did not start; its logs are in {}", self.logs.display()))?;
+            result.with_context(|| {
+                format!(
+                    "the lab did not start; its logs are in {}",
+                    self.logs.display()
+                )
+            })?;
         }
-        let slowest = self.hosts.iter().filter_map(|host| host.up_after()).max().unwrap_or_default();
-        step.done(format!("{} hosts up, the last after {:.1} s", self.hosts.len(), slowest.as_secs_f64()));
+        let slowest = self
+            .hosts
+            .iter()
+            .filter_map(|host| host.up_after())
+            .max()
+            .unwrap_or_default();
+        step.done(format!(
+            "{} hosts up, the last after {:.1} s",
+            self.hosts.len(),
+            slowest.as_secs_f64()
+        ));
         Ok(())
     }
 
@@ -156,13 +193,18 @@ fn space_hosts(config: &LabConfig, image: &HostImage, logs: &Path) -> Vec<Host> 
 fn new_logs() -> Result<PathBuf> {
     let all = images::cache_dir().join("lab").join("logs");
     fs::create_dir_all(&all).with_context(|| format!("cannot make {}", all.display()))?;
-    let mut old: Vec<PathBuf> = fs::read_dir(&all)?.flatten().map(|entry| entry.path()).collect();
+    let mut old: Vec<PathBuf> = fs::read_dir(&all)?
+        .flatten()
+        .map(|entry| entry.path())
+        .collect();
     old.sort();
     for path in old.iter().rev().skip(LOGS_KEPT - 1) {
         // Another lab may be removing it at the same time.
         let _ = fs::remove_dir_all(path);
     }
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let now = SystemTime::now()
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .unwrap_or_default();
     // Inside, every lab has the same few process numbers: nanoseconds tell them apart.
     Ok(all.join(format!("{}-{:09}", now.as_secs(), now.subsec_nanos())))
 }

@@ -38,10 +38,11 @@ mod qemu;
 mod remote;
 mod space;
 mod terminal;
+mod vmlinux;
 
 pub use client::Client;
 pub use config::{Kind, LabConfig};
-pub use detect::detect;
+pub use detect::{detect, own_kvm};
 pub use enter::{inside, is_inside};
 pub use fault::Fault;
 pub use host::Host;

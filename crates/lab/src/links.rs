@@ -63,27 +63,61 @@ impl Networks {
             let _ = std::fs::write(format!("/proc/sys/net/ipv6/conf/{scope}/disable_ipv6"), "1");
         }
         ip(&["link", "set", "lo", "up"])?;
-        let networks = Self { client: NetworkNamespace::new()? };
+        let networks = Self {
+            client: NetworkNamespace::new()?,
+        };
         for network in Network::ALL {
             let name = network.bridge();
-            ip(&["link", "add", name, "type", "bridge", "forward_delay", "0", "stp_state", "0", "mcast_snooping", "0"])?;
+            ip(&[
+                "link",
+                "add",
+                name,
+                "type",
+                "bridge",
+                "forward_delay",
+                "0",
+                "stp_state",
+                "0",
+                "mcast_snooping",
+                "0",
+            ])?;
             ip(&["link", "set", name, "up"])?;
         }
-        networks.add_lab()?;
+        Self::add_lab()?;
         networks.add_client()?;
         Ok(networks)
     }
 
-    fn add_lab(&self) -> Result<()> {
+    fn add_lab() -> Result<()> {
         add_veth("lab-port", LAB_INTERFACE)?;
-        ip(&["link", "set", "lab-port", "master", Network::Control.bridge(), "up"])?;
-        ip(&["addr", "add", &cidr(Network::Control, LAB_SUFFIX), "dev", LAB_INTERFACE])?;
+        ip(&[
+            "link",
+            "set",
+            "lab-port",
+            "master",
+            Network::Control.bridge(),
+            "up",
+        ])?;
+        ip(&[
+            "addr",
+            "add",
+            &cidr(Network::Control, LAB_SUFFIX),
+            "dev",
+            LAB_INTERFACE,
+        ])?;
         ip(&["link", "set", LAB_INTERFACE, "up"])
     }
 
     fn add_client(&self) -> Result<()> {
         add_veth("client-port", "client-end")?;
-        ip(&["link", "set", "client-port", "master", Network::Service.bridge(), "up"])?;
+        ip(&[
+            "link",
+            "set",
+            "client-port",
+            "master",
+            Network::Service.bridge(),
+            "up",
+        ])?;
         self.client.adopt("client-end", CLIENT_INTERFACE)?;
         let client = |arguments: &[&str]| {
             let mut command = self.client.command("ip")?;
@@ -91,7 +125,13 @@ impl Networks {
             tool(command).map(drop)
         };
         client(&["link", "set", "lo", "up"])?;
-        client(&["addr", "add", &cidr(Network::Service, LAB_SUFFIX), "dev", CLIENT_INTERFACE])?;
+        client(&[
+            "addr",
+            "add",
+            &cidr(Network::Service, LAB_SUFFIX),
+            "dev",
+            CLIENT_INTERFACE,
+        ])?;
         client(&["link", "set", CLIENT_INTERFACE, "up"])
     }
 
@@ -103,7 +143,11 @@ impl Networks {
 impl Drop for Networks {
     fn drop(&mut self) {
         // What fails here is gone already.
-        for name in Network::ALL.map(Network::bridge).into_iter().chain(["lab-port", "client-port"]) {
+        for name in Network::ALL
+            .map(Network::bridge)
+            .into_iter()
+            .chain(["lab-port", "client-port"])
+        {
             let _ = ip(&["link", "delete", name]);
         }
     }
@@ -127,7 +171,9 @@ pub(crate) struct Port {
 
 impl Port {
     pub(crate) fn new(network: Network, n: usize) -> Self {
-        Self { name: network.port(n) }
+        Self {
+            name: network.port(n),
+        }
     }
 
     pub(crate) fn name(&self) -> &str {
@@ -154,24 +200,58 @@ impl Port {
     /// A locked port takes only frames from addresses that the bridge knows there, and it is made to know none; without
     /// flooding and learning, no frame goes out of it.
     pub(crate) fn cut(&self, direction: Direction) -> Result<()> {
-        let hear = if direction.stops_hearing() { "off" } else { "on" };
-        let locked = if direction.stops_sending() { "on" } else { "off" };
+        let hear = if direction.stops_hearing() {
+            "off"
+        } else {
+            "on"
+        };
+        let locked = if direction.stops_sending() {
+            "on"
+        } else {
+            "off"
+        };
         let flood = ["flood", hear, "mcast_flood", hear, "bcast_flood", hear];
         let settings = ["learning", hear, "locked", locked];
-        bridge(&[["link", "set", "dev", &self.name].as_slice(), &flood, &settings].concat())
-            .context("this kernel's bridge cannot cut a port silently (Linux 5.18 can)")?;
+        bridge(
+            &[
+                ["link", "set", "dev", &self.name].as_slice(),
+                &flood,
+                &settings,
+            ]
+            .concat(),
+        )
+        .context("this kernel's bridge cannot cut a port silently (Linux 5.18 can)")?;
         self.forget()
     }
 
     /// Undoes every cut.
     pub(crate) fn mend(&self) -> Result<()> {
-        let all_on = ["flood", "on", "mcast_flood", "on", "bcast_flood", "on", "learning", "on", "locked", "off"];
+        let all_on = [
+            "flood",
+            "on",
+            "mcast_flood",
+            "on",
+            "bcast_flood",
+            "on",
+            "learning",
+            "on",
+            "locked",
+            "off",
+        ];
         bridge(&[["link", "set", "dev", &self.name].as_slice(), &all_on].concat())
     }
 
     /// Makes the bridge forget which addresses it saw at this port.
     fn forget(&self) -> Result<()> {
-        ip(&["link", "set", "dev", &self.name, "type", "bridge_slave", "fdb_flush"])
+        ip(&[
+            "link",
+            "set",
+            "dev",
+            &self.name,
+            "type",
+            "bridge_slave",
+            "fdb_flush",
+        ])
     }
 }
 

@@ -8,12 +8,12 @@ use std::os::unix::process::CommandExt;
 use std::process::Command;
 use std::ptr;
 
+use crate::links::ip;
 use anyhow::{Context, Result};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::Pid;
-use crate::links::ip;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 /// A network namespace, kept alive by being held.
@@ -28,13 +28,14 @@ impl NetworkNamespace {
             scope
                 .spawn(|| {
                     // SAFETY: CLONE_NEWNET changes nothing but the namespace of this thread, which ends here.
-                    unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNET)? };
-                    Ok(Self(File::open("/proc/thread-self/ns/net")?.into()))
+                    unsafe {
+                        rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNET)?;
+                    }
+                    io::Result::Ok(Self(File::open("/proc/thread-self/ns/net")?.into()))
                 })
                 .join()
                 .map_err(|_| io::Error::other("the thread panicked"))?
         })
-        .map_err(|error: io::Error| error)
         .context("cannot make a network namespace")
     }
 
@@ -51,13 +52,21 @@ impl NetworkNamespace {
         let namespace = self.0.try_clone()?;
         // SAFETY: between fork and exec only one system call is made, which allocates nothing and takes no lock.
         unsafe {
-            command.pre_exec(move || Ok(move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))?));
+            command.pre_exec(move || {
+                Ok(move_into_link_name_space(
+                    namespace.as_fd(),
+                    Some(LinkNameSpaceType::Network),
+                )?)
+            });
         }
         Ok(command)
     }
 
     /// Does `work` on a thread in this namespace.
-    pub(crate) fn visit<T: Send>(&self, work: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
+    pub(crate) fn visit<T: Send>(
+        &self,
+        work: impl FnOnce() -> io::Result<T> + Send,
+    ) -> io::Result<T> {
         std::thread::scope(|scope| {
             scope
                 .spawn(|| {
@@ -86,7 +95,10 @@ impl Identity {
     /// `None` for root, who needs no user namespace.
     pub(crate) fn unless_root() -> Option<Self> {
         let user = rustix::process::geteuid();
-        (!user.is_root()).then(|| Self { user: user.as_raw(), group: rustix::process::getegid().as_raw() })
+        (!user.is_root()).then(|| Self {
+            user: user.as_raw(),
+            group: rustix::process::getegid().as_raw(),
+        })
     }
 }
 
@@ -127,24 +139,38 @@ impl Mount {
     }
 
     pub(crate) fn bind(from: &str, target: &str) -> Result<Self> {
-        Ok(Self { what: CString::new(from)?, bind: true, ..Self::new("none", target, "")? })
+        Ok(Self {
+            what: CString::new(from)?,
+            bind: true,
+            ..Self::new("none", target, "")?
+        })
     }
 
     fn apply(&self) -> rustix::io::Result<()> {
         if self.bind {
             return rustix::mount::mount_bind_recursive(&self.what, &self.target);
         }
-        mount(&self.what, &self.target, &self.kind, MountFlags::empty(), self.options.as_c_str())
+        mount(
+            &self.what,
+            &self.target,
+            &self.kind,
+            MountFlags::empty(),
+            self.options.as_c_str(),
+        )
     }
 }
 
 impl First<'_> {
     /// Starts the process.
     pub(crate) fn start(self) -> Result<Pid> {
-        let maps = self.identity.as_ref().map(|id| (format!("0 {} 1", id.user), format!("0 {} 1", id.group)));
+        let maps = self
+            .identity
+            .as_ref()
+            .map(|id| (format!("0 {} 1", id.user), format!("0 {} 1", id.group)));
         let (failure, tell) = pipe_with(PipeFlags::CLOEXEC)?;
         let (alive, hold) = pipe_with(PipeFlags::CLOEXEC)?;
-        let mut flags = libc::CLONE_NEWNS | libc::CLONE_NEWPID | libc::CLONE_NEWUTS | libc::CLONE_NEWIPC;
+        let mut flags =
+            libc::CLONE_NEWNS | libc::CLONE_NEWPID | libc::CLONE_NEWUTS | libc::CLONE_NEWIPC;
         if self.network.is_none() {
             flags |= libc::CLONE_NEWNET;
         }
@@ -154,7 +180,16 @@ impl First<'_> {
         let flags = libc::c_ulong::from((flags | libc::SIGCHLD).cast_unsigned());
         // SAFETY: without CLONE_VM and with no stack given this is fork(2) into new namespaces. The child below allocates
         // nothing and takes no lock, as the other threads of this process do not exist in it.
-        let pid = unsafe { libc::syscall(libc::SYS_clone, flags, 0, ptr::null::<u8>(), ptr::null::<u8>(), 0) };
+        let pid = unsafe {
+            libc::syscall(
+                libc::SYS_clone,
+                flags,
+                0,
+                ptr::null::<u8>(),
+                ptr::null::<u8>(),
+                0,
+            )
+        };
         if pid == 0 {
             drop(hold);
             let (step, error) = match self.set_up(maps.as_ref(), alive.as_fd()) {
@@ -169,7 +204,10 @@ impl First<'_> {
             let _ = rustix::io::write(&tell, &report);
             exit_now(1);
         }
-        let pid = i32::try_from(pid).ok().filter(|pid| *pid > 0).and_then(Pid::from_raw);
+        let pid = i32::try_from(pid)
+            .ok()
+            .filter(|pid| *pid > 0)
+            .and_then(Pid::from_raw);
         let Some(pid) = pid else {
             return Err(io::Error::last_os_error()).context(
                 "cannot make new namespaces (without root, `sysctl kernel.unprivileged_userns_clone=1` may be needed)",
@@ -182,14 +220,27 @@ impl First<'_> {
         if let [step, code @ ..] = report.as_slice() {
             let _ = rustix::process::waitpid(Some(pid), rustix::process::WaitOptions::empty());
             let error = io::Error::from_raw_os_error(i32::from_ne_bytes(code.try_into()?));
-            return Err(error).with_context(|| format!("a process in new namespaces cannot {}", self.describe(*step)));
+            return Err(error).with_context(|| {
+                format!(
+                    "a process in new namespaces cannot {}",
+                    self.describe(*step)
+                )
+            });
         }
         Ok(pid)
     }
 
-    fn set_up(&self, maps: Option<&(String, String)>, parent: BorrowedFd<'_>) -> Result<(), (u8, rustix::io::Errno)> {
+    fn set_up(
+        &self,
+        maps: Option<&(String, String)>,
+        parent: BorrowedFd<'_>,
+    ) -> Result<(), (u8, rustix::io::Errno)> {
         if let Some((users, groups)) = maps {
-            for (path, text) in [(c"/proc/self/setgroups", "deny"), (c"/proc/self/uid_map", users), (c"/proc/self/gid_map", groups)] {
+            for (path, text) in [
+                (c"/proc/self/setgroups", "deny"),
+                (c"/proc/self/uid_map", users),
+                (c"/proc/self/gid_map", groups),
+            ] {
                 write_file(path, text).map_err(|error| (STEP_IDENTITY, error))?;
             }
         }
@@ -197,9 +248,14 @@ impl First<'_> {
             tie(parent).map_err(|error| (STEP_PARENT, error))?;
         }
         if let Some(network) = self.network {
-            move_into_link_name_space(network, Some(LinkNameSpaceType::Network)).map_err(|error| (STEP_NETWORK, error))?;
+            move_into_link_name_space(network, Some(LinkNameSpaceType::Network))
+                .map_err(|error| (STEP_NETWORK, error))?;
         }
-        mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC).map_err(|error| (STEP_PRIVATE, error))?;
+        mount_change(
+            "/",
+            MountPropagationFlags::PRIVATE | MountPropagationFlags::REC,
+        )
+        .map_err(|error| (STEP_PRIVATE, error))?;
         for (step, mount) in (STEP_MOUNTS..).zip(&self.mounts) {
             mount.apply().map_err(|error| (step, error))?;
         }
@@ -223,7 +279,11 @@ impl First<'_> {
             STEP_PRIVATE => "make its mounts private".into(),
             STEP_ROOT => "change its root directory".into(),
             step => match self.mounts.get(usize::from(step - STEP_MOUNTS)) {
-                Some(mount) => format!("mount {} on {}", mount.kind.to_string_lossy(), mount.target.to_string_lossy()),
+                Some(mount) => format!(
+                    "mount {} on {}",
+                    mount.kind.to_string_lossy(),
+                    mount.target.to_string_lossy()
+                ),
                 None => "be set up".into(),
             },
         }
@@ -242,7 +302,14 @@ fn tie(parent: BorrowedFd<'_>) -> rustix::io::Result<()> {
     rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
     // If the parent died before that, its end of the pipe is closed.
     let mut fds = [PollFd::from_borrowed_fd(parent, PollFlags::IN)];
-    if poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }))? > 0 {
+    if poll(
+        &mut fds,
+        Some(&Timespec {
+            tv_sec: 0,
+            tv_nsec: 0,
+        }),
+    )? > 0
+    {
         return Err(rustix::io::Errno::SRCH);
     }
     Ok(())

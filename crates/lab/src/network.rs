@@ -91,9 +91,14 @@ impl FromStr for Network {
     type Err = anyhow::Error;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        match Self::ALL.into_iter().find(|n| n.to_string() == text || n.interface() == text) {
+        match Self::ALL
+            .into_iter()
+            .find(|n| n.to_string() == text || n.interface() == text)
+        {
             Some(network) => Ok(network),
-            None => bail!("no network is called {text:?}; there are service, replication and control"),
+            None => {
+                bail!("no network is called {text:?}; there are service, replication and control")
+            }
         }
     }
 }
@@ -154,8 +159,9 @@ mod tests {
 
     #[test]
     fn hardware_addresses_differ_and_are_locally_administered() {
-        let mut all: Vec<String> =
-            (1..=MAX_HOSTS).flat_map(|n| Network::ALL.map(|network| network.mac(n))).collect();
+        let mut all: Vec<String> = (1..=MAX_HOSTS)
+            .flat_map(|n| Network::ALL.map(|network| network.mac(n)))
+            .collect();
         assert!(all.iter().all(|mac| mac.starts_with("52:")));
         all.sort();
         all.dedup();

@@ -18,17 +18,26 @@ pub(crate) struct Watched {
 
 impl Watched {
     /// Starts `command`. `at_end` is called once, on another thread, with how the process ended.
-    pub(crate) fn start(command: &mut Command, at_end: impl FnOnce(&str) + Send + 'static) -> Result<Self> {
+    pub(crate) fn start(
+        command: &mut Command,
+        at_end: impl FnOnce(&str) + Send + 'static,
+    ) -> Result<Self> {
         let program = command.get_program().to_string_lossy().into_owned();
         // A group of its own, so that what a terminal sends to the lab does not end a host behind its back.
-        let child = command.process_group(0).spawn().with_context(|| format!("cannot start {program}"))?;
+        let child = command
+            .process_group(0)
+            .spawn()
+            .with_context(|| format!("cannot start {program}"))?;
         Self::watch(Pid::from_child(&child), at_end)
     }
 
     /// Watches a child that nobody else waits for.
     pub(crate) fn watch(pid: Pid, at_end: impl FnOnce(&str) + Send + 'static) -> Result<Self> {
         let shared = Arc::new((Mutex::new(None), Condvar::new()));
-        let watched = Self { pid, shared: Arc::clone(&shared) };
+        let watched = Self {
+            pid,
+            shared: Arc::clone(&shared),
+        };
         thread::Builder::new().name("watch".into()).spawn(move || {
             // Only looks: until the lock is held, the number must not become another process's.
             let options = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT;
@@ -87,7 +96,12 @@ impl Watched {
             if left.is_zero() {
                 bail!("process {} does not die", self.pid.as_raw_nonzero());
             }
-            end = self.shared.1.wait_timeout(end, left).unwrap_or_else(PoisonError::into_inner).0;
+            end = self
+                .shared
+                .1
+                .wait_timeout(end, left)
+                .unwrap_or_else(PoisonError::into_inner)
+                .0;
         }
         Ok(())
     }

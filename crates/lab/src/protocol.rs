@@ -147,7 +147,9 @@ impl Frame {
     pub fn write(&self, mut to: impl Write) -> io::Result<()> {
         let owned;
         let content: &[u8] = match self {
-            Self::Input(bytes) | Self::Output(bytes) | Self::Errors(bytes) | Self::Data(bytes) => bytes,
+            Self::Input(bytes) | Self::Output(bytes) | Self::Errors(bytes) | Self::Data(bytes) => {
+                bytes
+            }
             Self::Failed(text) => text.as_bytes(),
             Self::InputEnd => &[],
             Self::Request(request) => {
@@ -194,7 +196,9 @@ impl Frame {
         from.read_exact(&mut header[1..])?;
         let length = u32::from_le_bytes([header[1], header[2], header[3], header[4]]) as usize;
         if length > MAX_CONTENT {
-            return Err(invalid(format!("a frame of {length} bytes; {MAX_CONTENT} are allowed")));
+            return Err(invalid(format!(
+                "a frame of {length} bytes; {MAX_CONTENT} are allowed"
+            )));
         }
         let mut content = vec![0; length];
         from.read_exact(&mut content)?;
@@ -217,11 +221,14 @@ impl Frame {
 }
 
 fn json<T: DeserializeOwned>(content: &[u8]) -> io::Result<T> {
-    serde_json::from_slice(content).map_err(|error| invalid(format!("a frame's content is not understood: {error}")))
+    serde_json::from_slice(content)
+        .map_err(|error| invalid(format!("a frame's content is not understood: {error}")))
 }
 
 fn four(content: &[u8]) -> io::Result<[u8; 4]> {
-    content.try_into().map_err(|_| invalid(format!("a number of {} bytes; it has four", content.len())))
+    content
+        .try_into()
+        .map_err(|_| invalid(format!("a number of {} bytes; it has four", content.len())))
 }
 
 fn invalid(text: String) -> io::Error {
@@ -237,15 +244,32 @@ mod tests {
             Frame::Request(Request::Hello),
             Frame::Request(Request::Run(Program {
                 arguments: vec!["sh".into(), "-c".into(), "echo '\"$x\"'\n".into()],
-                terminal: Some(Terminal { kind: "xterm".into(), size: Size { rows: 24, columns: 80 } }),
+                terminal: Some(Terminal {
+                    kind: "xterm".into(),
+                    size: Size {
+                        rows: 24,
+                        columns: 80,
+                    },
+                }),
             })),
             Frame::Request(Request::Signal { pid: 7, signal: 15 }),
-            Frame::Request(Request::Put { path: "/a b".into(), mode: 0o755, size: 1 << 40 }),
+            Frame::Request(Request::Put {
+                path: "/a b".into(),
+                mode: 0o755,
+                size: 1 << 40,
+            }),
             Frame::Request(Request::Get { path: "/x".into() }),
             Frame::Input(vec![0, 255]),
             Frame::InputEnd,
-            Frame::Resize(Size { rows: 1, columns: 2 }),
-            Frame::Welcome(Welcome { name: "h1".into(), uptime_ms: 5000, kvm: true }),
+            Frame::Resize(Size {
+                rows: 1,
+                columns: 2,
+            }),
+            Frame::Welcome(Welcome {
+                name: "h1".into(),
+                uptime_ms: 5000,
+                kvm: true,
+            }),
             Frame::Started(42),
             Frame::Output(vec![1; MAX_CONTENT]),
             Frame::Errors(Vec::new()),
@@ -281,18 +305,32 @@ mod tests {
     #[test]
     fn hostile_bytes_are_refused_without_memory_being_taken() {
         let huge = [10, 255, 255, 255, 255];
-        assert_eq!(Frame::read(&huge[..]).unwrap_err().kind(), io::ErrorKind::InvalidData);
+        assert_eq!(
+            Frame::read(&huge[..]).unwrap_err().kind(),
+            io::ErrorKind::InvalidData
+        );
         let unknown = [99, 0, 0, 0, 0];
-        assert_eq!(Frame::read(&unknown[..]).unwrap_err().kind(), io::ErrorKind::InvalidData);
+        assert_eq!(
+            Frame::read(&unknown[..]).unwrap_err().kind(),
+            io::ErrorKind::InvalidData
+        );
         let short_number = [9, 1, 0, 0, 0, 7];
-        assert_eq!(Frame::read(&short_number[..]).unwrap_err().kind(), io::ErrorKind::InvalidData);
+        assert_eq!(
+            Frame::read(&short_number[..]).unwrap_err().kind(),
+            io::ErrorKind::InvalidData
+        );
         let no_json = [1, 1, 0, 0, 0, b'{'];
-        assert_eq!(Frame::read(&no_json[..]).unwrap_err().kind(), io::ErrorKind::InvalidData);
+        assert_eq!(
+            Frame::read(&no_json[..]).unwrap_err().kind(),
+            io::ErrorKind::InvalidData
+        );
     }
 
     #[test]
     fn too_much_content_is_refused_by_the_writer() {
-        let error = Frame::Data(vec![0; MAX_CONTENT + 1]).write(Vec::new()).unwrap_err();
+        let error = Frame::Data(vec![0; MAX_CONTENT + 1])
+            .write(Vec::new())
+            .unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
     }
 }

@@ -35,30 +35,82 @@ pub(crate) struct Qemu {
 impl Qemu {
     /// Turns the power on.
     pub(crate) fn start(&self, at_end: impl FnOnce(&str) + Send + 'static) -> Result<Watched> {
-        let errors = File::options().create(true).append(true).open(self.errors())?;
+        let errors = File::options()
+            .create(true)
+            .append(true)
+            .open(self.errors())?;
         let mut command = self.command();
-        command.stdin(Stdio::null()).stdout(errors.try_clone()?).stderr(errors);
+        command
+            .stdin(Stdio::null())
+            .stdout(errors.try_clone()?)
+            .stderr(errors);
         // A socket left over from the last time answers nobody.
         let _ = fs::remove_file(self.qmp());
-        Watched::start(&mut command, at_end)
-            .with_context(|| format!("QEMU is missing? (on Debian: apt-get install {})", "qemu-system-x86"))
+        Watched::start(&mut command, at_end).with_context(|| {
+            format!(
+                "QEMU is missing? (on Debian: apt-get install {})",
+                "qemu-system-x86"
+            )
+        })
     }
 
     fn command(&self) -> Command {
         let mut command = Command::new(PROGRAM);
         let n = self.n;
-        command.args(["-name", &format!("h{n}"), "-nodefaults", "-display", "none", "-no-reboot"]);
-        command.args(["-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "1", "-m", &self.memory_mib.to_string()]);
-        command.args(["-chardev", &format!("file,id=serial,append=on,path={}", escaped(&self.serial))]);
-        command.args(["-serial", "chardev:serial", "-qmp", &format!("unix:{},server=on,wait=off", escaped(&self.qmp()))]);
+        command.args([
+            "-name",
+            &format!("h{n}"),
+            "-nodefaults",
+            "-display",
+            "none",
+            "-no-reboot",
+        ]);
+        command.args([
+            "-accel",
+            "tcg,thread=multi",
+            "-cpu",
+            "max",
+            "-smp",
+            "1",
+            "-m",
+            &self.memory_mib.to_string(),
+        ]);
+        command.args([
+            "-chardev",
+            &format!("file,id=serial,append=on,path={}", escaped(&self.serial)),
+        ]);
+        command.args([
+            "-serial",
+            "chardev:serial",
+            "-qmp",
+            &format!("unix:{},server=on,wait=off", escaped(&self.qmp())),
+        ]);
         command.arg("-kernel").arg(&self.image.kernel);
-        command.args(["-initrd", &format!("/proc/{}/fd/{}", std::process::id(), self.initrd.as_raw_fd())]);
-        command.args(["-append", &format!("console=ttyS0 reboot=t panic=-1 quiet mitigations=off lab.host={n}")]);
-        command.args(["-device", "virtio-rng-pci"]);
+        command.args([
+            "-initrd",
+            &format!(
+                "/proc/{}/fd/{}",
+                std::process::id(),
+                self.initrd.as_raw_fd()
+            ),
+        ]);
+        command.args([
+            "-append",
+            &format!("console=ttyS0 reboot=t panic=-1 quiet mitigations=off lab.host={n}"),
+        ]);
         for network in Network::ALL {
             let port = network.port(n);
-            command.args(["-netdev", &format!("tap,id={network},ifname={port},script=no,downscript=no,vhost=off")]);
-            command.args(["-device", &format!("virtio-net-pci,id=nic-{network},romfile=,netdev={network},mac={}", network.mac(n))]);
+            command.args([
+                "-netdev",
+                &format!("tap,id={network},ifname={port},script=no,downscript=no,vhost=off"),
+            ]);
+            command.args([
+                "-device",
+                &format!(
+                    "virtio-net-pci,id=nic-{network},romfile=,netdev={network},mac={}",
+                    network.mac(n)
+                ),
+            ]);
         }
         command
     }
@@ -81,7 +133,11 @@ impl Qemu {
 
     /// Pulls a network's plug, or puts it in again: the host's kernel sees it.
     pub(crate) fn set_link(&self, network: Network, up: bool) -> Result<()> {
-        self.ask("set_link", &json!({"name": format!("nic-{network}"), "up": up})).map(drop)
+        self.ask(
+            "set_link",
+            &json!({"name": format!("nic-{network}"), "up": up}),
+        )
+        .map(drop)
     }
 
     /// Asks QEMU by its machine protocol, QMP.
@@ -99,8 +155,17 @@ impl Qemu {
     }
 }
 
-fn execute(mut to: &UnixStream, from: &mut impl BufRead, command: &str, arguments: &Value) -> Result<Value> {
-    to.write_all(json!({"execute": command, "arguments": arguments}).to_string().as_bytes())?;
+fn execute(
+    mut to: &UnixStream,
+    from: &mut impl BufRead,
+    command: &str,
+    arguments: &Value,
+) -> Result<Value> {
+    to.write_all(
+        json!({"execute": command, "arguments": arguments})
+            .to_string()
+            .as_bytes(),
+    )?;
     loop {
         let mut answer = next(from)?;
         // Between question and answer there may be events, which nobody here waits for.
@@ -108,7 +173,12 @@ fn execute(mut to: &UnixStream, from: &mut impl BufRead, command: &str, argument
             return Ok(value.take());
         }
         if let Some(error) = answer.get("error") {
-            bail!("{}", error["desc"].as_str().unwrap_or("an error without a description"));
+            bail!(
+                "{}",
+                error["desc"]
+                    .as_str()
+                    .unwrap_or("an error without a description")
+            );
         }
     }
 }
@@ -129,7 +199,10 @@ pub(crate) fn tail(path: &Path, lines: usize) -> String {
     let bytes = fs::read(path).unwrap_or_default();
     let text = String::from_utf8_lossy(&bytes);
     let all: Vec<&str> = text.lines().collect();
-    all[all.len().saturating_sub(lines)..].iter().flat_map(|line| [line, "\n"]).collect()
+    all[all.len().saturating_sub(lines)..]
+        .iter()
+        .flat_map(|line| [line, "\n"])
+        .collect()
 }
 
 #[cfg(test)]
@@ -153,8 +226,13 @@ mod tests {
             .write_all(b"{\"event\": \"X\"}\n{\"return\": {\"a\": 1}}\n{\"error\": {\"desc\": \"no such device\"}}\n")
             .unwrap();
         let mut from = BufReader::new(&ours);
-        assert_eq!(execute(&ours, &mut from, "x", &json!({})).unwrap(), json!({"a": 1}));
-        let error = execute(&ours, &mut from, "x", &json!({})).unwrap_err().to_string();
+        assert_eq!(
+            execute(&ours, &mut from, "x", &json!({})).unwrap(),
+            json!({"a": 1})
+        );
+        let error = execute(&ours, &mut from, "x", &json!({}))
+            .unwrap_err()
+            .to_string();
         assert_eq!(error, "no such device");
         drop(theirs);
     }

@@ -44,7 +44,9 @@ impl Agent {
 
     fn ask(&self, request: Request) -> Result<Arc<TcpStream>> {
         let stream = self.dial.dial()?;
-        Frame::Request(request).write(&*stream).with_context(|| format!("lost {}", self.dial.name()))?;
+        Frame::Request(request)
+            .write(&*stream)
+            .with_context(|| format!("lost {}", self.dial.name()))?;
         Ok(stream)
     }
 
@@ -79,7 +81,13 @@ impl Agent {
             return Ok(text);
         }
         let errors = String::from_utf8_lossy(&output.stderr);
-        bail!("on {} `{script}` ended with {}: {}{}", self.dial.name(), output.status, text, errors.trim_end())
+        bail!(
+            "on {} `{script}` ended with {}: {}{}",
+            self.dial.name(),
+            output.status,
+            text,
+            errors.trim_end()
+        )
     }
 
     /// Starts a program that has three pipes and leads a process group of its own.
@@ -88,7 +96,13 @@ impl Agent {
     /// Where it cannot be started.
     pub fn spawn(&self, arguments: &[&str]) -> Result<Remote> {
         let arguments = arguments.iter().map(ToString::to_string).collect();
-        self.start(Program { arguments, terminal: None }, Sink::Keep)
+        self.start(
+            Program {
+                arguments,
+                terminal: None,
+            },
+            Sink::Keep,
+        )
     }
 
     /// Starts a program, and has `sink` take what it writes.
@@ -98,12 +112,15 @@ impl Agent {
     pub fn start(&self, program: Program, sink: Sink) -> Result<Remote> {
         let shown = program.arguments.join(" ");
         let stream = self.ask(Request::Run(program))?;
-        Remote::new(self.clone(), stream, sink).with_context(|| format!("on {}: `{shown}`", self.dial.name()))
+        Remote::new(self.clone(), stream, sink)
+            .with_context(|| format!("on {}: `{shown}`", self.dial.name()))
     }
 
     fn signal(&self, pid: i32, signal: i32) -> Result<()> {
         let stream = self.ask(Request::Signal { pid, signal })?;
-        done(&stream).map(drop).with_context(|| format!("on {}", self.dial.name()))
+        done(&stream)
+            .map(drop)
+            .with_context(|| format!("on {}", self.dial.name()))
     }
 
     /// Puts a file of this computer into the host, with its permissions, replacing what is there in one step.
@@ -111,12 +128,19 @@ impl Agent {
     /// # Errors
     /// Where the file cannot be read, or not be written there (no space, for example).
     pub fn push(&self, local: &Path, remote: &str) -> Result<()> {
-        let mut file = File::open(local).with_context(|| format!("cannot open {}", local.display()))?;
+        let mut file =
+            File::open(local).with_context(|| format!("cannot open {}", local.display()))?;
         let metadata = file.metadata()?;
         ensure!(metadata.is_file(), "{} is no file", local.display());
         let mode = metadata.permissions().mode() & 0o7777;
         self.put(&mut file, metadata.len(), mode, remote)
-            .with_context(|| format!("cannot push {} to {}:{remote}", local.display(), self.dial.name()))
+            .with_context(|| {
+                format!(
+                    "cannot push {} to {}:{remote}",
+                    local.display(),
+                    self.dial.name()
+                )
+            })
     }
 
     /// Puts these bytes into the host as a file.
@@ -129,7 +153,11 @@ impl Agent {
     }
 
     fn put(&self, from: &mut dyn Read, size: u64, mode: u32, remote: &str) -> Result<()> {
-        let stream = self.ask(Request::Put { path: remote.into(), mode, size })?;
+        let stream = self.ask(Request::Put {
+            path: remote.into(),
+            mode,
+            size,
+        })?;
         let mut bytes = vec![0; MAX_CONTENT];
         let mut left = size;
         while left > 0 {
@@ -151,7 +179,9 @@ impl Agent {
     /// Where the file cannot be read there, or not be written here.
     pub fn pull(&self, remote: &str, local: &Path) -> Result<()> {
         let result = || {
-            let stream = self.ask(Request::Get { path: remote.into() })?;
+            let stream = self.ask(Request::Get {
+                path: remote.into(),
+            })?;
             let mut from = BufReader::with_capacity(64 << 10, &*stream);
             let mut file = BufWriter::new(File::create(local)?);
             loop {
@@ -159,13 +189,22 @@ impl Agent {
                     Some(Frame::Data(bytes)) => file.write_all(&bytes)?,
                     Some(Frame::Done(mode)) => {
                         file.flush()?;
-                        return Ok(fs::set_permissions(local, fs::Permissions::from_mode(mode))?);
+                        return Ok(fs::set_permissions(
+                            local,
+                            fs::Permissions::from_mode(mode),
+                        )?);
                     }
                     answer => return Err(unexpected(answer)),
                 }
             }
         };
-        result().with_context(|| format!("cannot pull {}:{remote} to {}", self.dial.name(), local.display()))
+        result().with_context(|| {
+            format!(
+                "cannot pull {}:{remote} to {}",
+                self.dial.name(),
+                local.display()
+            )
+        })
     }
 }
 
@@ -230,13 +269,21 @@ impl Remote {
         let shared = Arc::new(Shared::default());
         let reader = {
             let (stream, shared) = (Arc::clone(&stream), Arc::clone(&shared));
-            thread::Builder::new().name("remote".into()).spawn(move || {
-                let end = follow(&stream, &shared, sink).map_err(|error| format!("{error:#}"));
-                shared.lock().end = Some(end);
-                shared.changed.notify_all();
-            })?
+            thread::Builder::new()
+                .name("remote".into())
+                .spawn(move || {
+                    let end = follow(&stream, &shared, sink).map_err(|error| format!("{error:#}"));
+                    shared.lock().end = Some(end);
+                    shared.changed.notify_all();
+                })?
         };
-        Ok(Self { agent, stream, pid, shared, reader: Some(reader) })
+        Ok(Self {
+            agent,
+            stream,
+            pid,
+            shared,
+            reader: Some(reader),
+        })
     }
 
     /// The number of its process in the host.
@@ -249,7 +296,9 @@ impl Remote {
     /// # Errors
     /// Where the host is lost.
     pub fn input(&self, bytes: &[u8]) -> io::Result<()> {
-        bytes.chunks(MAX_CONTENT).try_for_each(|chunk| Frame::Input(chunk.to_vec()).write(&*self.stream))
+        bytes
+            .chunks(MAX_CONTENT)
+            .try_for_each(|chunk| Frame::Input(chunk.to_vec()).write(&*self.stream))
     }
 
     /// Ends its standard input.
@@ -294,7 +343,11 @@ impl Remote {
 
     /// Its status, if it has ended.
     pub fn status(&self) -> Option<ExitStatus> {
-        self.shared.lock().end.as_ref().and_then(|end| end.as_ref().ok().copied())
+        self.shared
+            .lock()
+            .end
+            .as_ref()
+            .and_then(|end| end.as_ref().ok().copied())
     }
 
     /// What it wrote to its standard output so far, where that is kept.
@@ -312,7 +365,11 @@ impl Remote {
     /// # Errors
     /// Where the program ends first, or the limit passes; the error holds what it wrote.
     pub fn wait_for(&self, text: &str, limit: Duration) -> Result<()> {
-        let has = |bytes: &[u8]| bytes.windows(text.len().max(1)).any(|window| window == text.as_bytes());
+        let has = |bytes: &[u8]| {
+            bytes
+                .windows(text.len().max(1))
+                .any(|window| window == text.as_bytes())
+        };
         let found = |state: &State| has(&state.output) || has(&state.errors);
         let state = self.wait_until(limit, |state| found(state) || state.end.is_some());
         if found(&state) {
@@ -324,7 +381,10 @@ impl Remote {
             Some(Ok(status)) => format!("did not come before the program's end ({status})"),
             Some(Err(error)) => format!("did not come: {error}"),
         };
-        bail!("{text:?} {why}; the program wrote:\n{}", String::from_utf8_lossy(&written))
+        bail!(
+            "{text:?} {why}; the program wrote:\n{}",
+            String::from_utf8_lossy(&written)
+        )
     }
 
     /// Waits at most `limit` for its end.
@@ -346,7 +406,7 @@ impl Remote {
     /// Where the host is lost.
     pub fn wait_for_end(&self) -> Result<ExitStatus> {
         loop {
-            if let Some(status) = self.wait_at_most(Duration::from_secs(3600))? {
+            if let Some(status) = self.wait_at_most(Duration::from_hours(1))? {
                 return Ok(status);
             }
         }
@@ -360,7 +420,12 @@ impl Remote {
             if left.is_zero() {
                 break;
             }
-            state = self.shared.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+            state = self
+                .shared
+                .changed
+                .wait_timeout(state, left)
+                .unwrap_or_else(PoisonError::into_inner)
+                .0;
         }
         state
     }
@@ -380,8 +445,13 @@ impl Remote {
                 stdout: std::mem::take(&mut state.output),
                 stderr: std::mem::take(&mut state.errors),
             }),
-            Some(Err(error)) => Err(anyhow!(error)).with_context(|| format!("lost {}", self.agent.dial.name())),
-            None => bail!("the thread that listened to {} panicked", self.agent.dial.name()),
+            Some(Err(error)) => {
+                Err(anyhow!(error)).with_context(|| format!("lost {}", self.agent.dial.name()))
+            }
+            None => bail!(
+                "the thread that listened to {} panicked",
+                self.agent.dial.name()
+            ),
         }
     }
 }
@@ -400,7 +470,8 @@ fn follow(stream: &TcpStream, shared: &Shared, mut sink: Sink) -> Result<ExitSta
         match (Frame::read(&mut from)?, &mut sink) {
             (Some(Frame::Output(bytes)), Sink::Keep) => keep(&mut shared.lock().output, &bytes)?,
             (Some(Frame::Errors(bytes)), Sink::Keep) => keep(&mut shared.lock().errors, &bytes)?,
-            (Some(Frame::Output(bytes)), Sink::Pass(to, _)) | (Some(Frame::Errors(bytes)), Sink::Pass(_, to)) => {
+            (Some(Frame::Output(bytes)), Sink::Pass(to, _))
+            | (Some(Frame::Errors(bytes)), Sink::Pass(_, to)) => {
                 to.write_all(&bytes)?;
                 to.flush()?;
             }
@@ -412,7 +483,11 @@ fn follow(stream: &TcpStream, shared: &Shared, mut sink: Sink) -> Result<ExitSta
 }
 
 fn keep(kept: &mut Vec<u8>, bytes: &[u8]) -> Result<()> {
-    ensure!(kept.len() + bytes.len() <= MAX_OUTPUT, "the program wrote more than {} MiB", MAX_OUTPUT >> 20);
+    ensure!(
+        kept.len() + bytes.len() <= MAX_OUTPUT,
+        "the program wrote more than {} MiB",
+        MAX_OUTPUT >> 20
+    );
     kept.extend_from_slice(bytes);
     Ok(())
 }

@@ -39,11 +39,25 @@ impl Space {
         let root = self.new_root()?;
         let log = File::options().create(true).append(true).open(&self.log)?;
         let name = format!("h{}", self.n);
-        let script = format!("lab-agent {}:{PORT}; :", Network::Control.address(suffix(self.n)));
+        let script = format!(
+            "lab-agent {}:{PORT}; :",
+            Network::Control.address(suffix(self.n))
+        );
         let arguments = [c"sh".to_owned(), c"-c".to_owned(), CString::new(script)?];
-        let arguments: Vec<_> = arguments.iter().map(|text| text.as_ptr()).chain([ptr::null()]).collect();
-        let environment = [c"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", c"HOME=/root"];
-        let environment: Vec<_> = environment.iter().map(|text| text.as_ptr()).chain([ptr::null()]).collect();
+        let arguments: Vec<_> = arguments
+            .iter()
+            .map(|text| text.as_ptr())
+            .chain([ptr::null()])
+            .collect();
+        let environment = [
+            c"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+            c"HOME=/root",
+        ];
+        let environment: Vec<_> = environment
+            .iter()
+            .map(|text| text.as_ptr())
+            .chain([ptr::null()])
+            .collect();
         let nothing = File::open("/dev/null")?;
         let mut work = || {
             let prepared = || {
@@ -57,29 +71,50 @@ impl Space {
                 return 126;
             }
             // SAFETY: both are arrays of strings that end with a null pointer and live until here.
-            unsafe { libc::execve(c"/bin/sh".as_ptr(), arguments.as_ptr(), environment.as_ptr()) };
+            unsafe {
+                libc::execve(
+                    c"/bin/sh".as_ptr(),
+                    arguments.as_ptr(),
+                    environment.as_ptr(),
+                )
+            };
             127
         };
-        let first = First { identity: None, network: Some(network.as_fd()), tied: false, mounts: self.mounts(&root)?, root: Some(CString::new(path(&root)?)?), work: &mut work };
-        Watched::watch(first.start().with_context(|| format!("cannot start host h{}", self.n))?, at_end)
+        let first = First {
+            identity: None,
+            network: Some(network.as_fd()),
+            tied: false,
+            mounts: self.mounts(&root)?,
+            root: Some(CString::new(path(&root)?)?),
+            work: &mut work,
+        };
+        Watched::watch(
+            first
+                .start()
+                .with_context(|| format!("cannot start host h{}", self.n))?,
+            at_end,
+        )
     }
 
     /// An empty directory in which the root is put together, and what of it is the host's own.
     fn new_root(&self) -> Result<PathBuf> {
         if self.directory.exists() {
             // What a host had before the power went was in its memory.
-            fs::remove_dir_all(&self.directory).with_context(|| format!("cannot clear {}", self.directory.display()))?;
+            fs::remove_dir_all(&self.directory)
+                .with_context(|| format!("cannot clear {}", self.directory.display()))?;
         }
         let root = self.directory.join("root");
         let upper = self.directory.join("upper");
         for directory in [&root, &upper, &self.directory.join("work")] {
-            fs::create_dir_all(directory).with_context(|| format!("cannot make {}", directory.display()))?;
+            fs::create_dir_all(directory)
+                .with_context(|| format!("cannot make {}", directory.display()))?;
         }
         let agent = (self.agent.clone(), "/usr/bin/lab-agent".to_string());
         for (from, to) in self.payload.iter().chain([&agent]) {
             let to = upper.join(to.trim_start_matches('/'));
             fs::create_dir_all(to.parent().unwrap_or(&upper))?;
-            fs::copy(from, &to).with_context(|| format!("cannot copy {} into the host", from.display()))?;
+            fs::copy(from, &to)
+                .with_context(|| format!("cannot copy {} into the host", from.display()))?;
         }
         Ok(root)
     }
@@ -91,6 +126,12 @@ impl Space {
         Ok(vec![
             Mount::new("overlay", root, &overlay)?,
             Mount::bind("/dev", &format!("{root}/dev"))?,
+            Mount::new(
+                "devpts",
+                &format!("{root}/dev/pts"),
+                "newinstance,mode=620,ptmxmode=666",
+            )?,
+            Mount::new("tmpfs", &format!("{root}/dev/shm"), "mode=1777")?,
             Mount::new("proc", &format!("{root}/proc"), "")?,
             Mount::new("sysfs", &format!("{root}/sys"), "")?,
             Mount::new("tmpfs", &format!("{root}/run"), "mode=755")?,
@@ -107,7 +148,19 @@ impl Space {
             tool(command).map(drop)
         };
         inside(&["link", "set", "lo", "up"])?;
-        inside(&["link", "add", "br0", "type", "bridge", "forward_delay", "0", "stp_state", "0", "mcast_snooping", "0"])?;
+        inside(&[
+            "link",
+            "add",
+            "br0",
+            "type",
+            "bridge",
+            "forward_delay",
+            "0",
+            "stp_state",
+            "0",
+            "mcast_snooping",
+            "0",
+        ])?;
         for network in Network::ALL {
             let port = Port::new(network, self.n);
             let (other, interface) = (format!("{}-in", port.name()), network.interface());
@@ -138,7 +191,12 @@ impl Space {
     }
 
     pub(crate) fn set_link(&self, network: Network, up: bool) -> Result<()> {
-        ip(&["link", "set", Port::new(network, self.n).name(), if up { "up" } else { "down" }])
+        ip(&[
+            "link",
+            "set",
+            Port::new(network, self.n).name(),
+            if up { "up" } else { "down" },
+        ])
     }
 
     /// Stops or continues every process of the host.
@@ -149,11 +207,18 @@ impl Space {
         for _ in 0..100 {
             let before = told.len();
             for entry in fs::read_dir("/proc")?.flatten() {
-                let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()).and_then(Pid::from_raw) else {
+                let Some(pid) = entry
+                    .file_name()
+                    .to_str()
+                    .and_then(|name| name.parse().ok())
+                    .and_then(Pid::from_raw)
+                else {
                     continue;
                 };
                 // A process that ended meanwhile is not one of interest.
-                if told.contains(&pid.as_raw_nonzero().get()) || fs::read_link(pid_namespace(pid)).ok().as_ref() != Some(&host) {
+                if told.contains(&pid.as_raw_nonzero().get())
+                    || fs::read_link(pid_namespace(pid)).ok().as_ref() != Some(&host)
+                {
                     continue;
                 }
                 if rustix::process::kill_process(pid, signal).is_ok() {
@@ -164,7 +229,10 @@ impl Space {
                 return Ok(());
             }
         }
-        bail!("host h{} starts processes faster than they can be stopped", self.n)
+        bail!(
+            "host h{} starts processes faster than they can be stopped",
+            self.n
+        )
     }
 
     pub(crate) fn last_words(&self) -> String {
@@ -177,5 +245,6 @@ fn pid_namespace(pid: Pid) -> PathBuf {
 }
 
 fn path(path: &Path) -> Result<&str> {
-    path.to_str().with_context(|| format!("{} is not UTF-8", path.display()))
+    path.to_str()
+        .with_context(|| format!("{} is not UTF-8", path.display()))
 }

@@ -18,12 +18,22 @@ use crate::remote::{Agent, Remote, Sink};
 /// # Errors
 /// Where the program cannot be started, or the host is lost.
 pub fn attach(agent: &Agent, arguments: &[&str], interactive: bool) -> Result<i32> {
-    let raw = if interactive && io::stdin().is_terminal() { Some(Raw::enter()?) } else { None };
+    let raw = if interactive && io::stdin().is_terminal() {
+        Some(Raw::enter()?)
+    } else {
+        None
+    };
     let terminal = raw.as_ref().map(|_| Terminal {
         kind: std::env::var("TERM").unwrap_or_else(|_| "linux".into()),
-        size: size().unwrap_or(Size { rows: 24, columns: 80 }),
+        size: size().unwrap_or(Size {
+            rows: 24,
+            columns: 80,
+        }),
     });
-    let program = Program { arguments: arguments.iter().map(ToString::to_string).collect(), terminal };
+    let program = Program {
+        arguments: arguments.iter().map(ToString::to_string).collect(),
+        terminal,
+    };
     let sink = Sink::Pass(Box::new(io::stdout()), Box::new(io::stderr()));
     let remote = Arc::new(agent.start(program, sink)?);
     if raw.is_some() {
@@ -41,7 +51,10 @@ pub fn attach(agent: &Agent, arguments: &[&str], interactive: bool) -> Result<i3
 }
 
 fn code(status: ExitStatus) -> i32 {
-    status.code().or_else(|| status.signal().map(|signal| 128 + signal)).unwrap_or(1)
+    status
+        .code()
+        .or_else(|| status.signal().map(|signal| 128 + signal))
+        .unwrap_or(1)
 }
 
 fn feed(remote: &Remote) -> io::Result<()> {
@@ -56,7 +69,10 @@ fn feed(remote: &Remote) -> io::Result<()> {
 
 fn size() -> Option<Size> {
     let size = tcgetwinsize(io::stdout()).ok()?;
-    Some(Size { rows: size.ws_row, columns: size.ws_col })
+    Some(Size {
+        rows: size.ws_row,
+        columns: size.ws_col,
+    })
 }
 
 /// Tells the program about every change of this terminal's size.

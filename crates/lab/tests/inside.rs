@@ -37,11 +37,23 @@ fn victim() -> Result<()> {
     let value = lab::inside(|| Ok(format!("prepared by {}", process::id())))?;
     match wish.as_str() {
         "family" => {
-            let interfaces: Vec<_> = std::fs::read_dir("/sys/class/net")?.flatten().map(|entry| entry.file_name()).collect();
-            ensure!(interfaces.iter().all(|name| name != "eth0" && name != "br0"), "the computer's interfaces are here: {interfaces:?}");
-            ensure!(process::id() < 100, "this is not a PID namespace of its own");
+            let interfaces: Vec<_> = std::fs::read_dir("/sys/class/net")?
+                .flatten()
+                .map(|entry| entry.file_name())
+                .collect();
+            ensure!(
+                interfaces
+                    .iter()
+                    .all(|name| name != "eth0" && name != "br0"),
+                "the computer's interfaces are here: {interfaces:?}"
+            );
+            ensure!(
+                process::id() < 100,
+                "this is not a PID namespace of its own"
+            );
             // One that nobody waits for, in a session of its own.
-            let orphan = "setsid sleep 1000 & setsid sh -c 'trap \"\" HUP TERM; sleep 1000' & echo ready";
+            let orphan =
+                "setsid sleep 1000 & setsid sh -c 'trap \"\" HUP TERM; sleep 1000' & echo ready";
             Command::new("sh").args(["-c", orphan]).status()?;
             thread::sleep(Duration::from_secs(1000));
             Ok(())
@@ -62,7 +74,11 @@ struct Family {
 
 fn start(wish: &str) -> Result<(Child, BufReader<ChildStdout>)> {
     let mut command = Command::new(env::current_exe()?);
-    let mut child = command.env("INSIDE_TEST", wish).stdin(Stdio::null()).stdout(Stdio::piped()).spawn()?;
+    let mut child = command
+        .env("INSIDE_TEST", wish)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()?;
     let output = child.stdout.take().context("no pipe")?;
     Ok((child, BufReader::new(output)))
 }
@@ -83,7 +99,15 @@ fn family(wish: &str) -> Result<(Child, BufReader<ChildStdout>, Family)> {
     let outer = Pid::from_child(&child);
     let first = only_child(outer)?;
     let program = only_child(first)?;
-    Ok((child, output, Family { outer, first, program }))
+    Ok((
+        child,
+        output,
+        Family {
+            outer,
+            first,
+            program,
+        },
+    ))
 }
 
 /// Waits until every process that holds the other end of the pipe is gone.
@@ -93,7 +117,9 @@ fn all_gone(mut output: BufReader<ChildStdout>) -> Result<String> {
         let mut text = String::new();
         let _ = done.send(output.read_to_string(&mut text).map(|_| text));
     });
-    Ok(wait.recv_timeout(LIMIT).context("something is left over")??)
+    Ok(wait
+        .recv_timeout(LIMIT)
+        .context("something is left over")??)
 }
 
 fn killed_from_outside(who: &str, choose: impl Fn(&Family) -> Pid) -> Result<()> {
@@ -121,7 +147,10 @@ fn signals() -> Result<()> {
         kill_process(family.outer, signal)?;
         all_gone(output).with_context(|| format!("after {signal:?}"))?;
         let status = child.wait()?;
-        ensure!(status.code() == Some(128 + signal.as_raw()), "{signal:?} became {status}");
+        ensure!(
+            status.code() == Some(128 + signal.as_raw()),
+            "{signal:?} became {status}"
+        );
     }
     Ok(())
 }

@@ -134,9 +134,15 @@ impl From<FaultCommand> for Fault {
             FaultCommand::Mend { network } => Self::Mend(network),
             FaultCommand::Unplug { network } => Self::Unplug(network),
             FaultCommand::Plug { network } => Self::Plug(network),
-            FaultCommand::Impair { network, loss, delay } => {
-                Self::Impair { network, loss_percent: loss, delay: Duration::from_millis(delay) }
-            }
+            FaultCommand::Impair {
+                network,
+                loss,
+                delay,
+            } => Self::Impair {
+                network,
+                loss_percent: loss,
+                delay: Duration::from_millis(delay),
+            },
             FaultCommand::Clear { network } => Self::Clear(network),
         }
     }
@@ -149,10 +155,20 @@ pub(crate) fn run(args: Args) -> Result<()> {
         Command::Status { json } => status(json),
         Command::Shell { place, command } => shell(place, &command),
         Command::Console { machine } => console(&machine),
-        Command::Push { file, host, destination } => push(file, &host, destination),
-        Command::Pull { host, file, destination } => pull(host, &file, destination),
+        Command::Push {
+            file,
+            host,
+            destination,
+        } => push(file, &host, destination),
+        Command::Pull {
+            host,
+            file,
+            destination,
+        } => pull(host, &file, destination),
         Command::Fault { host, fault } => {
-            let Place::Host(n) = host else { bail!("faults happen to hosts, not to {host}") };
+            let Place::Host(n) = host else {
+                bail!("faults happen to hosts, not to {host}")
+            };
             let fault = Fault::from(fault);
             let started = Instant::now();
             Session::open()?.fault(n, fault.clone())?;
@@ -183,16 +199,29 @@ fn status(json: bool) -> Result<()> {
 }
 
 fn print_table(status: &Status) {
-    println!("{:<7} {:<6} {:<12} {:<14} {:<14} up after", "host", "power", "service", "replication", "control");
+    println!(
+        "{:<7} {:<6} {:<12} {:<14} {:<14} up after",
+        "host", "power", "service", "replication", "control"
+    );
     for host in &status.hosts {
-        let up = host.up_after_seconds.map_or_else(|| "-".into(), |seconds| format!("{seconds:.1} s"));
+        let up = host
+            .up_after_seconds
+            .map_or_else(|| "-".into(), |seconds| format!("{seconds:.1} s"));
         let power = if host.on { "on" } else { "off" };
         // An address ignores the width that it is given.
-        let [service, replication, control] = [host.service, host.replication, host.control].map(|ip| ip.to_string());
-        println!("{:<7} {power:<6} {service:<12} {replication:<14} {control:<14} {up}", host.name);
+        let [service, replication, control] =
+            [host.service, host.replication, host.control].map(|ip| ip.to_string());
+        println!(
+            "{:<7} {power:<6} {service:<12} {replication:<14} {control:<14} {up}",
+            host.name
+        );
     }
     println!("{:<7} {:<6} {}", "client", "", status.client);
-    println!("hosts are made of: {}; logs: {}", status.kind, status.logs.display());
+    println!(
+        "hosts are made of: {}; logs: {}",
+        status.kind,
+        status.logs.display()
+    );
 }
 
 fn shell(place: Place, command: &[String]) -> Result<()> {
@@ -211,7 +240,9 @@ fn shell(place: Place, command: &[String]) -> Result<()> {
 fn hosts_on(session: &Session) -> Result<Vec<(String, Agent)>> {
     let hosts = session.status()?.hosts;
     let on = (1..).zip(hosts).filter(|(_, host)| host.on);
-    Ok(on.map(|(n, host)| (host.name, session.agent(Place::Host(n)))).collect())
+    Ok(on
+        .map(|(n, host)| (host.name, session.agent(Place::Host(n))))
+        .collect())
 }
 
 fn console(machine: &str) -> Result<()> {
@@ -227,7 +258,10 @@ fn console(machine: &str) -> Result<()> {
         };
         seen.push(format!("{name}: {output}"));
     }
-    bail!("no host runs a machine called {machine}:\n  {}", seen.join("\n  "))
+    bail!(
+        "no host runs a machine called {machine}:\n  {}",
+        seen.join("\n  ")
+    )
 }
 
 fn push(file: Option<PathBuf>, host: &str, destination: Option<String>) -> Result<()> {
@@ -250,7 +284,10 @@ fn push(file: Option<PathBuf>, host: &str, destination: Option<String>) -> Resul
     for (name, agent) in hosts {
         let started = Instant::now();
         agent.push(&file, &destination)?;
-        println!("{name}:{destination} ({:.2} s)", started.elapsed().as_secs_f64());
+        println!(
+            "{name}:{destination} ({:.2} s)",
+            started.elapsed().as_secs_f64()
+        );
     }
     Ok(())
 }
@@ -265,5 +302,6 @@ fn pull(host: Place, file: &str, destination: Option<PathBuf>) -> Result<()> {
 
 fn file_name(path: &Path) -> Result<String> {
     let name = path.file_name().and_then(|name| name.to_str());
-    name.map(Into::into).with_context(|| format!("{} names no file", path.display()))
+    name.map(Into::into)
+        .with_context(|| format!("{} names no file", path.display()))
 }

@@ -25,14 +25,18 @@ pub(super) fn put(path: &Path, mode: u32, size: u64, mut from: impl Read) -> Res
         let Some(Frame::Data(bytes)) = Frame::read(&mut from)? else {
             bail!("the file ended {left} bytes early");
         };
-        left = left.checked_sub(bytes.len() as u64).context("the file is longer than promised")?;
+        left = left
+            .checked_sub(bytes.len() as u64)
+            .context("the file is longer than promised")?;
         ensure!(!bytes.is_empty(), "an empty piece of a file");
-        file.write_all(&bytes).with_context(|| format!("cannot write {}", path.display()))?;
+        file.write_all(&bytes)
+            .with_context(|| format!("cannot write {}", path.display()))?;
     }
     // The mode again: at creation the umask took its part.
     file.set_permissions(fs::Permissions::from_mode(mode))?;
     drop(file);
-    fs::rename(&unfinished.0, path).with_context(|| format!("cannot replace {}", path.display()))?;
+    fs::rename(&unfinished.0, path)
+        .with_context(|| format!("cannot replace {}", path.display()))?;
     Ok(())
 }
 
@@ -43,7 +47,9 @@ pub(super) fn get(path: &Path, mut to: impl Write) -> Result<()> {
     ensure!(!metadata.is_dir(), "{} is a directory", path.display());
     let mut bytes = vec![0; MAX_CONTENT];
     loop {
-        let length = file.read(&mut bytes).with_context(|| format!("cannot read {}", path.display()))?;
+        let length = file
+            .read(&mut bytes)
+            .with_context(|| format!("cannot read {}", path.display()))?;
         if length == 0 {
             break;
         }
@@ -59,9 +65,12 @@ struct Unfinished(PathBuf);
 impl Unfinished {
     fn beside(path: &Path) -> Result<Self> {
         ensure!(path.is_absolute(), "{} is no absolute path", path.display());
-        let name = path.file_name().with_context(|| format!("{} names no file", path.display()))?;
+        let name = path
+            .file_name()
+            .with_context(|| format!("{} names no file", path.display()))?;
         let directory = path.parent().unwrap_or(Path::new("/"));
-        fs::create_dir_all(directory).with_context(|| format!("cannot make {}", directory.display()))?;
+        fs::create_dir_all(directory)
+            .with_context(|| format!("cannot make {}", directory.display()))?;
         let mut own = std::ffi::OsString::from(".");
         own.push(name);
         // Two pushes of one name at the same time differ by their threads.

@@ -19,7 +19,8 @@ use programs::Programs;
 /// # Errors
 /// Where the address cannot be had.
 pub fn serve(address: SocketAddr) -> Result<()> {
-    let listener = TcpListener::bind(address).with_context(|| format!("the agent cannot listen on {address}"))?;
+    let listener = TcpListener::bind(address)
+        .with_context(|| format!("the agent cannot listen on {address}"))?;
     answer(&listener);
     Ok(())
 }
@@ -35,12 +36,14 @@ fn answer(listener: &TcpListener) {
             }
         };
         let programs = Arc::clone(&programs);
-        let started = thread::Builder::new().name("connection".into()).spawn(move || {
-            if let Err(error) = converse(&stream, &programs) {
-                // The lab may be gone already; then nobody needs the reason.
-                let _ = Frame::Failed(format!("{error:#}")).write(&stream);
-            }
-        });
+        let started = thread::Builder::new()
+            .name("connection".into())
+            .spawn(move || {
+                if let Err(error) = converse(&stream, &programs) {
+                    // The lab may be gone already; then nobody needs the reason.
+                    let _ = Frame::Failed(format!("{error:#}")).write(&stream);
+                }
+            });
         if let Err(error) = started {
             eprintln!("lab-agent: no thread for a connection: {error}");
         }
@@ -72,7 +75,10 @@ fn welcome() -> io::Result<Welcome> {
     let uptime = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
     let milliseconds = uptime.tv_sec * 1000 + uptime.tv_nsec / 1_000_000;
     Ok(Welcome {
-        name: rustix::system::uname().nodename().to_string_lossy().into_owned(),
+        name: rustix::system::uname()
+            .nodename()
+            .to_string_lossy()
+            .into_owned(),
         uptime_ms: u64::try_from(milliseconds).unwrap_or(0),
         kvm: Path::new("/dev/kvm").try_exists()?,
     })

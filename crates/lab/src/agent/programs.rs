@@ -41,7 +41,8 @@ impl Programs {
 
     /// Sends a signal to the process group of a program.
     pub(super) fn signal(&self, pid: i32, signal: i32) -> Result<()> {
-        let number = Signal::from_named_raw(signal).with_context(|| format!("{signal} is no signal"))?;
+        let number =
+            Signal::from_named_raw(signal).with_context(|| format!("{signal} is no signal"))?;
         let running = self.running();
         ensure!(running.contains(&pid), "no program runs as process {pid}");
         let group = Pid::from_raw(pid).context("no process number")?;
@@ -50,7 +51,12 @@ impl Programs {
     }
 
     /// Runs a program for the connection `stream`, whose frames are read through `from`.
-    pub(super) fn run(self: &Arc<Self>, program: &Program, from: &mut impl Read, stream: &TcpStream) -> Result<()> {
+    pub(super) fn run(
+        self: &Arc<Self>,
+        program: &Program,
+        from: &mut impl Read,
+        stream: &TcpStream,
+    ) -> Result<()> {
         let mut started = Started::new(program)?;
         let pid = started.child.id().cast_signed();
         self.running().insert(pid);
@@ -58,13 +64,20 @@ impl Programs {
         Frame::Started(pid).write(&output)?;
 
         let input = started.input.take();
-        let terminal = started.terminal.as_ref().map(OwnedFd::try_clone).transpose()?;
+        let terminal = started
+            .terminal
+            .as_ref()
+            .map(OwnedFd::try_clone)
+            .transpose()?;
         let pump = {
             let programs = Arc::clone(self);
             thread::Builder::new().name("pump".into()).spawn(move || {
                 let status = programs.pump(started, &output);
                 // The lab closes its side when it has the status; if it cannot get it, nobody waits for more input.
-                if status.and_then(|status| Frame::Exited(status).write(&output)).is_err() {
+                if status
+                    .and_then(|status| Frame::Exited(status).write(&output))
+                    .is_err()
+                {
                     let _ = output.shutdown(Shutdown::Both);
                 }
             })?
@@ -80,12 +93,16 @@ impl Programs {
     fn pump(&self, mut started: Started, to: &TcpStream) -> io::Result<i32> {
         let (ended, end) = rustix::pipe::pipe()?;
         let pid = Pid::from_child(&started.child);
-        let waiter = thread::Builder::new().name("waiter".into()).spawn(move || {
-            // Only looks: the process stays a zombie, so that its number cannot be given to another one meanwhile.
-            let options = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT;
-            while let Err(rustix::io::Errno::INTR) = rustix::process::waitid(WaitId::Pid(pid), options) {}
-            drop(end);
-        })?;
+        let waiter = thread::Builder::new()
+            .name("waiter".into())
+            .spawn(move || {
+                // Only looks: the process stays a zombie, so that its number cannot be given to another one meanwhile.
+                let options = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT;
+                while let Err(rustix::io::Errno::INTR) =
+                    rustix::process::waitid(WaitId::Pid(pid), options)
+                {}
+                drop(end);
+            })?;
         let copied = copy_until(&ended, &mut started.outputs, to);
         if copied.is_err() {
             // Nobody hears the program any more.
@@ -130,21 +147,37 @@ impl Started {
     }
 
     fn with_pipes(mut command: Command) -> Result<Self> {
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
+        command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .process_group(0);
         let mut child = command.spawn()?;
         let input = child.stdin.take().map(OwnedFd::from);
         let mut outputs = Vec::new();
         if let Some(from) = child.stdout.take() {
-            outputs.push(Pipe { from: OwnedFd::from(from).into(), wrap: Frame::Output });
+            outputs.push(Pipe {
+                from: OwnedFd::from(from).into(),
+                wrap: Frame::Output,
+            });
         }
         if let Some(from) = child.stderr.take() {
-            outputs.push(Pipe { from: OwnedFd::from(from).into(), wrap: Frame::Errors });
+            outputs.push(Pipe {
+                from: OwnedFd::from(from).into(),
+                wrap: Frame::Errors,
+            });
         }
-        Ok(Self { child, input, outputs, terminal: None })
+        Ok(Self {
+            child,
+            input,
+            outputs,
+            terminal: None,
+        })
     }
 
     fn with_terminal(mut command: Command, terminal: &Terminal) -> Result<Self> {
-        let ours = rustix::pty::openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC)?;
+        let ours =
+            rustix::pty::openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC)?;
         rustix::pty::grantpt(&ours)?;
         rustix::pty::unlockpt(&ours)?;
         let name = rustix::pty::ptsname(&ours, Vec::new())?;
@@ -155,7 +188,10 @@ impl Started {
         )?;
         set_size(&ours, terminal.size)?;
         command.env("TERM", &terminal.kind);
-        command.stdin(theirs.try_clone()?).stdout(theirs.try_clone()?).stderr(theirs.try_clone()?);
+        command
+            .stdin(theirs.try_clone()?)
+            .stdout(theirs.try_clone()?)
+            .stderr(theirs.try_clone()?);
         // SAFETY: between fork and exec only two system calls are made, which allocate nothing and take no lock.
         unsafe {
             command.pre_exec(move || {
@@ -165,13 +201,26 @@ impl Started {
             });
         }
         let child = command.spawn()?;
-        let outputs = vec![Pipe { from: ours.try_clone()?.into(), wrap: Frame::Output }];
-        Ok(Self { child, input: Some(ours.try_clone()?), outputs, terminal: Some(ours) })
+        let outputs = vec![Pipe {
+            from: ours.try_clone()?.into(),
+            wrap: Frame::Output,
+        }];
+        Ok(Self {
+            child,
+            input: Some(ours.try_clone()?),
+            outputs,
+            terminal: Some(ours),
+        })
     }
 }
 
 fn set_size(terminal: impl AsFd, size: Size) -> io::Result<()> {
-    let size = Winsize { ws_row: size.rows, ws_col: size.columns, ws_xpixel: 0, ws_ypixel: 0 };
+    let size = Winsize {
+        ws_row: size.rows,
+        ws_col: size.columns,
+        ws_xpixel: 0,
+        ws_ypixel: 0,
+    };
     Ok(rustix::termios::tcsetwinsize(terminal, size)?)
 }
 
@@ -181,7 +230,9 @@ fn listen(from: &mut impl Read, input: Option<OwnedFd>, terminal: Option<&OwnedF
     let mut sender = Some(sender);
     if let Some(input) = input {
         // Not joined: it may wait for ever on a program's child that neither reads nor ends.
-        thread::Builder::new().name("input".into()).spawn(move || feed(&receiver, input.into()))?;
+        thread::Builder::new()
+            .name("input".into())
+            .spawn(move || feed(&receiver, input.into()))?;
     }
     while let Some(frame) = Frame::read(&mut *from)? {
         match frame {
@@ -260,7 +311,7 @@ fn readable(fd: BorrowedFd<'_>) -> PollFd<'_> {
 ///
 /// Takes more than a pipe holds, but not without end: its writer may be a background process that never rests.
 fn drain(pipe: &mut Pipe, to: &TcpStream) -> io::Result<bool> {
-    let mut bytes = [0; 64 << 10];
+    let mut bytes = vec![0; 64 << 10];
     for _ in 0..READS_AT_ONCE {
         match pipe.from.read(&mut bytes) {
             Ok(0) => return Ok(false),
@@ -268,7 +319,9 @@ fn drain(pipe: &mut Pipe, to: &TcpStream) -> io::Result<bool> {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(true),
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             // A terminal whose other side is closed.
-            Err(error) if error.raw_os_error() == Some(rustix::io::Errno::IO.raw_os_error()) => return Ok(false),
+            Err(error) if error.raw_os_error() == Some(rustix::io::Errno::IO.raw_os_error()) => {
+                return Ok(false);
+            }
             Err(error) => return Err(error),
         }
     }

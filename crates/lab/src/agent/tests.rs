@@ -52,29 +52,51 @@ fn wait_until(what: &str, condition: impl Fn() -> bool) {
 fn arguments_arrive_as_they_are() {
     let (agent, _) = agent();
     let strange = ["", "a b", "'\"$HOME`x`\\", "new\nline", "*"];
-    let output = agent.run(&[&["printf", "%s\\0"], strange.as_slice()].concat()).unwrap();
-    assert_eq!(output.stdout, format!("{}\0", strange.join("\0")).into_bytes());
+    let output = agent
+        .run(&[&["printf", "%s\\0"], strange.as_slice()].concat())
+        .unwrap();
+    assert_eq!(
+        output.stdout,
+        format!("{}\0", strange.join("\0")).into_bytes()
+    );
 }
 
 #[test]
 fn output_errors_and_status_come_back_apart() {
     let (agent, _) = agent();
-    let output = agent.run(&["sh", "-c", "echo out; echo err >&2; exit 7"]).unwrap();
-    assert_eq!((output.stdout.as_slice(), output.stderr.as_slice()), (b"out\n".as_slice(), b"err\n".as_slice()));
+    let output = agent
+        .run(&["sh", "-c", "echo out; echo err >&2; exit 7"])
+        .unwrap();
+    assert_eq!(
+        (output.stdout.as_slice(), output.stderr.as_slice()),
+        (b"out\n".as_slice(), b"err\n".as_slice())
+    );
     assert_eq!(output.status.code(), Some(7));
     let output = agent.run(&["sh", "-c", "kill -TERM $$"]).unwrap();
     assert_eq!(output.status.signal(), Some(15));
     let error = agent.sh("echo why >&2; false").unwrap_err().to_string();
     assert!(error.contains("why"), "{error}");
     let error = format!("{:#}", agent.run(&["/no/such/program"]).unwrap_err());
-    assert!(error.contains("/no/such/program") && error.contains("No such file"), "{error}");
+    assert!(
+        error.contains("/no/such/program") && error.contains("No such file"),
+        "{error}"
+    );
 }
 
 #[test]
 fn all_output_arrives_however_much_it_is() {
     let (agent, _) = agent();
-    let output = agent.run(&["sh", "-c", "head -c 5000000 /dev/zero; head -c 300000 /dev/zero >&2"]).unwrap();
-    assert_eq!((output.stdout.len(), output.stderr.len()), (5_000_000, 300_000));
+    let output = agent
+        .run(&[
+            "sh",
+            "-c",
+            "head -c 5000000 /dev/zero; head -c 300000 /dev/zero >&2",
+        ])
+        .unwrap();
+    assert_eq!(
+        (output.stdout.len(), output.stderr.len()),
+        (5_000_000, 300_000)
+    );
 }
 
 #[test]
@@ -83,7 +105,12 @@ fn input_is_passed_on_and_ends() {
     let remote = agent.spawn(&["wc", "-c"]).unwrap();
     remote.input(&vec![0; 1_000_000]).unwrap();
     remote.close_input().unwrap();
-    assert_eq!(String::from_utf8(remote.wait().unwrap().stdout).unwrap().trim(), "1000000");
+    assert_eq!(
+        String::from_utf8(remote.wait().unwrap().stdout)
+            .unwrap()
+            .trim(),
+        "1000000"
+    );
 }
 
 #[test]
@@ -92,28 +119,50 @@ fn a_background_child_does_not_hold_the_answer_back() {
     let started = Instant::now();
     let output = agent.run(&["sh", "-c", "sleep 60 & echo $!"]).unwrap();
     assert!(started.elapsed() < LIMIT);
-    let pid: i32 = String::from_utf8(output.stdout).unwrap().trim().parse().unwrap();
+    let pid: i32 = String::from_utf8(output.stdout)
+        .unwrap()
+        .trim()
+        .parse()
+        .unwrap();
     // It lives on, as it does when a shell that started it ends.
     assert!(is_alive(pid));
-    rustix::process::kill_process(rustix::process::Pid::from_raw(pid).unwrap(), rustix::process::Signal::KILL).unwrap();
+    rustix::process::kill_process(
+        rustix::process::Pid::from_raw(pid).unwrap(),
+        rustix::process::Signal::KILL,
+    )
+    .unwrap();
 }
 
 #[test]
 fn what_nobody_listens_to_is_killed_with_its_children() {
     let (agent, _) = agent();
-    let remote = agent.spawn(&["sh", "-c", "sleep 60 & echo $!; wait"]).unwrap();
+    let remote = agent
+        .spawn(&["sh", "-c", "sleep 60 & echo $!; wait"])
+        .unwrap();
     remote.wait_for("\n", LIMIT).unwrap();
-    let child: i32 = String::from_utf8(remote.output()).unwrap().trim().parse().unwrap();
+    let child: i32 = String::from_utf8(remote.output())
+        .unwrap()
+        .trim()
+        .parse()
+        .unwrap();
     let pid = remote.pid();
     assert!(is_alive(pid) && is_alive(child));
     drop(remote);
-    wait_until("the group is still alive", || !is_alive(pid) && !is_alive(child));
+    wait_until("the group is still alive", || {
+        !is_alive(pid) && !is_alive(child)
+    });
 }
 
 #[test]
 fn signals_reach_the_group_and_only_what_the_agent_started() {
     let (agent, _) = agent();
-    let remote = agent.spawn(&["sh", "-c", "trap 'echo got it; exit 3' USR1; echo ready; while :; do sleep 0.02; done"]).unwrap();
+    let remote = agent
+        .spawn(&[
+            "sh",
+            "-c",
+            "trap 'echo got it; exit 3' USR1; echo ready; while :; do sleep 0.02; done",
+        ])
+        .unwrap();
     remote.wait_for("ready", LIMIT).unwrap();
     remote.signal(libc::SIGUSR1).unwrap();
     remote.wait_for("got it", LIMIT).unwrap();
@@ -128,27 +177,55 @@ fn waiting_for_a_text_says_why_it_did_not_come() {
     let (agent, _) = agent();
     let remote = agent.spawn(&["sh", "-c", "echo other; exit 4"]).unwrap();
     let error = remote.wait_for("text", LIMIT).unwrap_err().to_string();
-    assert!(error.contains("exit status: 4") && error.contains("other"), "{error}");
+    assert!(
+        error.contains("exit status: 4") && error.contains("other"),
+        "{error}"
+    );
     let remote = agent.spawn(&["sleep", "60"]).unwrap();
-    let error = remote.wait_for("text", Duration::from_millis(50)).unwrap_err().to_string();
+    let error = remote
+        .wait_for("text", Duration::from_millis(50))
+        .unwrap_err()
+        .to_string();
     assert!(error.contains("within"), "{error}");
 }
 
 #[test]
 fn a_terminal_is_one() {
     let (agent, _) = agent();
-    let terminal = Some(Terminal { kind: "vt100".into(), size: Size { rows: 11, columns: 22 } });
+    let terminal = Some(Terminal {
+        kind: "vt100".into(),
+        size: Size {
+            rows: 11,
+            columns: 22,
+        },
+    });
     let script = "tty; stty size; echo $TERM; read line; echo got-$line; trap 'stty size; exit 5' WINCH; echo set; while :; do sleep 0.02; done";
     let arguments = ["sh", "-c", script].map(String::from).to_vec();
-    let remote = agent.start(Program { arguments, terminal }, Sink::Keep).unwrap();
+    let remote = agent
+        .start(
+            Program {
+                arguments,
+                terminal,
+            },
+            Sink::Keep,
+        )
+        .unwrap();
     remote.input(b"word\n").unwrap();
     remote.wait_for("got-word", LIMIT).unwrap();
     remote.wait_for("set", LIMIT).unwrap();
-    remote.resize(Size { rows: 33, columns: 44 }).unwrap();
+    remote
+        .resize(Size {
+            rows: 33,
+            columns: 44,
+        })
+        .unwrap();
     remote.wait_for("33 44", LIMIT).unwrap();
     let output = remote.wait().unwrap();
     let text = String::from_utf8_lossy(&output.stdout);
-    assert!(text.contains("/dev/pts/") && text.contains("11 22") && text.contains("vt100"), "{text}");
+    assert!(
+        text.contains("/dev/pts/") && text.contains("11 22") && text.contains("vt100"),
+        "{text}"
+    );
     assert_eq!(output.status.code(), Some(5));
 }
 
@@ -164,10 +241,17 @@ fn files_arrive_whole_with_their_mode() {
     let there = there.to_str().unwrap();
     agent.push(&path("a"), there).unwrap();
     agent.push(&path("a"), there).unwrap();
-    assert_eq!(fs::read_dir(path("new/directory")).unwrap().count(), 1, "nothing unfinished is left");
+    assert_eq!(
+        fs::read_dir(path("new/directory")).unwrap().count(),
+        1,
+        "nothing unfinished is left"
+    );
     agent.pull(there, &path("c")).unwrap();
     assert!(fs::read(path("c")).unwrap() == content);
-    assert_eq!(fs::metadata(path("c")).unwrap().permissions().mode() & 0o7777, 0o751);
+    assert_eq!(
+        fs::metadata(path("c")).unwrap().permissions().mode() & 0o7777,
+        0o751
+    );
     agent.write(b"", 0o600, there).unwrap();
     assert_eq!(fs::metadata(there).unwrap().len(), 0);
 }
@@ -182,9 +266,17 @@ fn what_cannot_be_pushed_or_pulled_says_why() {
     assert!(error.contains("/proc/nowhere"), "{error}");
     let error = format!("{:#}", agent.push(&local, "relative").unwrap_err());
     assert!(error.contains("absolute"), "{error}");
-    let error = format!("{:#}", agent.push(Path::new("/no/such"), "/tmp/x").unwrap_err());
+    let error = format!(
+        "{:#}",
+        agent.push(Path::new("/no/such"), "/tmp/x").unwrap_err()
+    );
     assert!(error.contains("/no/such"), "{error}");
-    let error = format!("{:#}", agent.pull("/no/such", &directory.path().join("b")).unwrap_err());
+    let error = format!(
+        "{:#}",
+        agent
+            .pull("/no/such", &directory.path().join("b"))
+            .unwrap_err()
+    );
     assert!(error.contains("No such file"), "{error}");
 }
 
@@ -204,7 +296,12 @@ fn a_running_program_is_replaced_without_harm() {
 #[test]
 fn nonsense_is_answered_and_harms_no_one() {
     let (agent, address) = agent();
-    for nonsense in [&b"GET / HTTP/1.1\r\n\r\n"[..], &[1, 255, 255, 255, 255], &[9, 4, 0, 0, 0, 1, 2, 3, 4], &[]] {
+    for nonsense in [
+        &b"GET / HTTP/1.1\r\n\r\n"[..],
+        &[1, 255, 255, 255, 255],
+        &[9, 4, 0, 0, 0, 1, 2, 3, 4],
+        &[],
+    ] {
         let stream = TcpStream::connect(address).unwrap();
         std::io::Write::write_all(&mut &stream, nonsense).unwrap();
         stream.shutdown(Shutdown::Write).unwrap();
@@ -214,7 +311,12 @@ fn nonsense_is_answered_and_harms_no_one() {
         }
     }
     let stream = TcpStream::connect(address).unwrap();
-    Frame::Request(Request::Run(Program::default())).write(&stream).unwrap();
-    assert!(matches!(Frame::read(&stream).unwrap(), Some(Frame::Failed(_))));
+    Frame::Request(Request::Run(Program::default()))
+        .write(&stream)
+        .unwrap();
+    assert!(matches!(
+        Frame::read(&stream).unwrap(),
+        Some(Frame::Failed(_))
+    ));
     assert!(agent.hello(LIMIT).unwrap().uptime_ms > 0);
 }

@@ -7,16 +7,14 @@ use std::process::ExitCode;
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let address: SocketAddr = match arguments.as_slice() {
-        [address] => match address.parse() {
-            Ok(address) => address,
-            Err(error) => {
-                eprintln!("lab-agent: {address} is no address and port: {error}");
-                return ExitCode::from(2);
-            }
-        },
-        _ => {
-            eprintln!("usage: lab-agent ADDRESS:PORT");
+    let [address] = arguments.as_slice() else {
+        eprintln!("usage: lab-agent ADDRESS:PORT");
+        return ExitCode::from(2);
+    };
+    let address: SocketAddr = match address.parse() {
+        Ok(address) => address,
+        Err(error) => {
+            eprintln!("lab-agent: {address} is no address and port: {error}");
             return ExitCode::from(2);
         }
     };

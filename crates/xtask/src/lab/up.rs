@@ -32,13 +32,19 @@ pub(crate) struct Args {
 
 fn payload(text: &str) -> Result<(PathBuf, String)> {
     match text.rsplit_once(':') {
-        Some((file, path)) if path.starts_with('/') && !file.is_empty() => Ok((file.into(), path.into())),
+        Some((file, path)) if path.starts_with('/') && !file.is_empty() => {
+            Ok((file.into(), path.into()))
+        }
         _ => bail!("{text:?} is not FILE:PATH with an absolute path in the host"),
     }
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
-    if args.foreground { stay(args) } else { start(args) }
+    if args.foreground {
+        stay(args)
+    } else {
+        start(args)
+    }
 }
 
 /// This process becomes the lab.
@@ -73,15 +79,29 @@ fn start(args: &Args) -> Result<()> {
     let path = images::cache_dir().join("lab").join("log");
     let log = File::create(&path).with_context(|| format!("cannot make {}", path.display()))?;
     let mut command = Command::new(std::env::current_exe()?);
-    command.args(["lab", "up", "--foreground", "--hosts", &args.hosts.to_string(), "--memory", &args.memory.to_string()]);
+    command.args([
+        "lab",
+        "up",
+        "--foreground",
+        "--hosts",
+        &args.hosts.to_string(),
+        "--memory",
+        &args.memory.to_string(),
+    ]);
     for (file, destination) in &args.payload {
         let mut text = std::path::absolute(file)?.into_os_string();
         text.push(":");
         text.push(destination);
         command.arg("--payload").arg(text);
     }
-    command.env("ROMULUS_LAB", kind.to_string()).env("RUST_BACKTRACE", "0");
-    command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).process_group(0);
+    command
+        .env("ROMULUS_LAB", kind.to_string())
+        .env("RUST_BACKTRACE", "0");
+    command
+        .stdin(Stdio::null())
+        .stdout(log.try_clone()?)
+        .stderr(log)
+        .process_group(0);
     let mut lab = command.spawn().context("cannot start the lab")?;
     let session = wait(&mut lab, &path)?;
     step.done("the lab is up");
