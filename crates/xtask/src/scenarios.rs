@@ -11,11 +11,16 @@ mod net;
 mod sizes;
 
 use crate::assets::{Assets, Image};
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use case::Case;
 use std::{
     path::{Path, PathBuf},
     process::ExitCode,
+    sync::{
+        Arc,
+        mpsc::{self, RecvTimeoutError},
+    },
+    thread,
     time::Duration,
 };
 
@@ -25,7 +30,7 @@ pub(crate) struct Scenario {
     pub(crate) name: &'static str,
     /// What it shows.
     pub(crate) what: &'static str,
-    /// How long it may take, set-up of the lab included.
+    /// How long it may take, without the lab's own start.
     pub(crate) limit: Duration,
     /// Memory of the lab host in MiB.
     host_mib: u32,
@@ -49,7 +54,7 @@ enum Run {
 const HOLDING: &str = "holding";
 
 impl Scenario {
-    /// A scenario with one host of the usual size, done within three minutes.
+    /// A scenario with one host of the usual size, done within four minutes.
     const fn new(
         name: &'static str,
         what: &'static str,
@@ -59,7 +64,7 @@ impl Scenario {
         Self {
             name,
             what,
-            limit: Duration::from_mins(3),
+            limit: Duration::from_mins(4),
             host_mib: 2048,
             images,
             audit: false,
@@ -167,20 +172,38 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         Run::Outside(run) => run(&args.assets, &args.logs)?,
         Run::Inside(run) => {
             let assets = lab::inside(|| Assets::read(&args.assets))?;
-            let case = Case::start(assets, scenario.host_mib, args.logs.clone())?;
+            let case = Arc::new(Case::start(assets, scenario.host_mib, args.logs.clone())?);
             if args.hold {
                 println!("{HOLDING}");
                 loop {
-                    std::thread::park();
+                    thread::park();
                 }
             }
-            run(&case).or_else(|error| {
+            within(scenario.limit, &case, run).or_else(|error| {
                 case.keep_logs()?;
                 Err(error)
             })?;
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Runs a scenario's work on a thread of its own. If it is not done in time it is left behind: this process ends soon, and
+/// the lab with it.
+///
+/// # Errors
+/// Those of the work, or that it is not done in time.
+fn within(limit: Duration, case: &Arc<Case>, run: fn(&Case) -> Result<()>) -> Result<()> {
+    let case = Arc::clone(case);
+    let (done, ended) = mpsc::channel();
+    thread::Builder::new()
+        .name("scenario".into())
+        .spawn(move || done.send(run(&case)))?;
+    match ended.recv_timeout(limit) {
+        Ok(result) => result,
+        Err(RecvTimeoutError::Timeout) => bail!("not done within {} s", limit.as_secs()),
+        Err(RecvTimeoutError::Disconnected) => bail!("the scenario panicked"),
+    }
 }
 
 #[cfg(test)]

@@ -18,6 +18,9 @@ use std::{
     time::{Duration, Instant},
 };
 
+/// How long a lab may take to start, and a scenario that is late to keep its logs.
+const LAB_START: Duration = Duration::from_mins(2);
+
 /// How one scenario ended.
 struct Ended<'a> {
     scenario: &'a Scenario,
@@ -97,10 +100,13 @@ fn spawn_and_wait(scenario: &Scenario, list: &Path, folder: &Path, log: &Path) -
         .stderr(output)
         .spawn()
         .context("starting the scenario")?;
-    let Some(status) = process::wait_within(&mut child, scenario.limit)? else {
+    let Some(status) = process::wait_within(&mut child, scenario.limit + LAB_START)? else {
         // The lab's namespaces and all in them end with this process.
         process::kill(&mut child);
-        anyhow::bail!("not done within {} s", scenario.limit.as_secs());
+        anyhow::bail!(
+            "not even ended {} s after its deadline",
+            LAB_START.as_secs()
+        );
     };
     Ok(status.success())
 }
