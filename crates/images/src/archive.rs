@@ -127,19 +127,21 @@ impl Archive {
             .filter(|p| !archives.join(&p.file).exists())
             .collect();
         if !missing.is_empty() {
+            // apt writes under the final names: what an interrupted download leaves must not lie with the whole ones.
+            let unfinished = archives.join("unfinished");
+            cache::remove_tree(&unfinished)?;
+            cache::create_dir(&unfinished)?;
             let mut apt = self.apt_get();
-            apt.current_dir(&archives).arg("download");
+            apt.current_dir(&unfinished).arg("download");
             apt.args(missing.iter().map(|p| format!("{}={}", p.name, p.version)));
             run::quiet(&mut apt, &format!("downloading packages of {}", self.suite))?;
-        }
-        let file = |p: &Package| {
-            let path = archives.join(&p.file);
-            if !path.is_file() {
-                bail!("apt-get download left no {}", path.display());
+            for package in missing {
+                let (from, to) = (unfinished.join(&package.file), archives.join(&package.file));
+                fs::rename(&from, &to)
+                    .with_context(|| format!("apt-get download left no {}", from.display()))?;
             }
-            Ok(path)
-        };
-        packages.iter().map(file).collect()
+        }
+        Ok(packages.iter().map(|p| archives.join(&p.file)).collect())
     }
 
     fn lock(&self) -> Result<Lock> {
