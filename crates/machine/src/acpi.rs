@@ -2,6 +2,7 @@
 
 use crate::{
     Error,
+    boot::reset_vector,
     chipset::{power, serial},
     devices::Slot,
     memory::Ram,
@@ -53,7 +54,8 @@ pub(crate) fn write(ram: &Ram, vcpus: u8, slots: &[Slot]) -> Result<(), Error> {
     let mut put = |bytes: &[u8]| {
         let start = at;
         at = (start + bytes.len() as u64).next_multiple_of(64);
-        if at > END {
+        // The last bytes of the room are the reset vector's.
+        if at > reset_vector::ADDRESS {
             return Err(Error::Invalid(
                 "the ACPI tables do not fit: fewer devices".into(),
             ));

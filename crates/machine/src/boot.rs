@@ -3,6 +3,7 @@
 mod cache;
 mod image;
 pub(crate) mod registers;
+pub(crate) mod reset_vector;
 mod unpack;
 
 use crate::{
@@ -68,6 +69,7 @@ pub(crate) fn load(config: &Config, memory: &Memory, slots: &[Slot]) -> Result<E
         .write_slice(params.as_slice(), GuestAddress(BOOT_PARAMETERS))
         .map_err(|e| Error::Invalid(format!("boot parameters: {e}")))?;
     acpi::write(memory.ram(), config.vcpus, slots)?;
+    reset_vector::write(memory.ram())?;
     Ok(Entry {
         address: kernel.entry,
         parameter: BOOT_PARAMETERS,
