@@ -93,6 +93,7 @@ fn demonstrate(lab: &Lab, assets: &Assets, progress: &Progress) -> Result<Report
         "Kamailio answers {:.1} s after romulus was started",
         boot.as_secs_f64()
     ));
+    machine.wait_console("GUEST UP", BOOT_LIMIT)?;
     let status = machine.status()?;
     ensure!(
         status.is_object() || status.is_array(),

@@ -4,7 +4,7 @@ use crate::{
     assets::Guest,
     machine_file::{FIRST_GUEST, MachineFile, command_line, mac},
     machine_host::{self, Running},
-    options, sipp,
+    options, process, sipp,
 };
 use anyhow::{Context as _, Result, bail, ensure};
 use lab::{Host, Lab, Remote};
@@ -17,6 +17,10 @@ use std::{
 pub(super) const GUEST_MIB: u64 = 512;
 /// How long a guest may take to answer SIP.
 const BOOT_LIMIT: Duration = Duration::from_secs(90);
+/// How long the guest's other services may take after its first SIP answer.
+const SETTLE_LIMIT: Duration = Duration::from_mins(1);
+/// Where the guest's console goes under QEMU.
+const QEMU_CONSOLE: &str = "/var/log/romulus/qemu.log";
 /// The tap that QEMU uses.
 const TAP: &str = "tapqemu";
 
@@ -133,7 +137,7 @@ impl<'lab> Stable<'lab> {
         let script = format!(
             "exec qemu-system-x86_64 -accel kvm -cpu host -smp 1 -m {GUEST_MIB} \
              -L /usr/share/qemu -L /usr/share/seabios -nodefaults -no-reboot -display none \
-             -serial file:/var/log/romulus/qemu.log \
+             -serial file:{QEMU_CONSOLE} \
              -netdev tap,id=n,ifname={TAP},script=no,downscript=no,vhost={vhost} \
              -device virtio-net-pci,romfile=,netdev=n,mac={} \
              -kernel {kernel} -initrd {}/initrd.img -append '{}' 2>>/var/log/romulus/qemu.stderr",
@@ -171,6 +175,25 @@ impl QemuKernel {
 }
 
 impl Up<'_> {
+    /// Waits until the guest has started everything: its first SIP answer comes before that.
+    ///
+    /// # Errors
+    /// It does not.
+    pub(super) fn settle(&self) -> Result<()> {
+        let host = match &self.process {
+            Process::Romulus(running) => return running.wait_console("GUEST UP", SETTLE_LIMIT),
+            Process::Qemu(host, _) => host,
+        };
+        let up = || {
+            Ok(host
+                .sh(&format!("cat {QEMU_CONSOLE}"))?
+                .contains("GUEST UP")
+                .then_some(()))
+        };
+        process::poll(SETTLE_LIMIT, Duration::from_millis(200), up)?
+            .context("QEMU's guest did not start all its services")
+    }
+
     /// KiB that the process holds beyond its guest's memory.
     ///
     /// # Errors

@@ -19,7 +19,7 @@ use crate::{
 use anyhow::{Context as _, Result};
 use images::Progress;
 use lab::Lab;
-use std::{process::ExitCode, time::Duration};
+use std::{net::SocketAddrV4, process::ExitCode, time::Duration};
 
 /// Resident memory beyond the guest's that our process may hold, in MiB.
 const RESIDENT_TARGET_MIB: f64 = 16.0;
@@ -27,6 +27,14 @@ const RESIDENT_TARGET_MIB: f64 = 16.0;
 const RETRANSMISSIONS_ONE_IN: u32 = 100;
 /// Memory of the lab host in MiB: room for the guest, QEMU's files and the images.
 const HOST_MIB: u32 = 3072;
+
+/// Before each trial: the first requests after a start find cold caches and unresolved addresses.
+const WARM_UP: Load = Load {
+    server: SocketAddrV4::new(FIRST_GUEST, 5060),
+    transport: Transport::Udp,
+    rate: 20,
+    count: 40,
+};
 
 /// Arguments.
 #[derive(clap::Args)]
@@ -210,6 +218,8 @@ fn rates(
             let name = rate.contender.name();
             let step = progress.step(format!("{name}: {trial} REGISTER/s"));
             let up = stable.start(rate.contender)?;
+            up.settle()?;
+            sipp::register(lab.client(), WARM_UP)?;
             let load = Load {
                 server: sipp::sip(FIRST_GUEST),
                 transport: Transport::Udp,
