@@ -22,7 +22,7 @@ pub(crate) struct Args {
     /// Each host's memory in MiB; its files are in it too
     #[arg(long, default_value_t = 2048)]
     memory: u32,
-    /// A file that every host has from the start, and its path there: FILE:PATH
+    /// A file that every host has from the start, and its path there: `FILE:PATH`
     #[arg(long, value_name = "FILE:PATH", value_parser = payload)]
     payload: Vec<(PathBuf, String)>,
     /// Stay in the foreground; the lab ends with this process
