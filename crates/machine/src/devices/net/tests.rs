@@ -6,7 +6,12 @@ use crate::{
     config::Nic,
     state::{Reader, Writer},
 };
-use std::{os::unix::net::UnixDatagram, sync::Mutex};
+use std::{
+    os::unix::net::UnixDatagram,
+    sync::{Mutex, mpsc},
+    thread,
+    time::Duration,
+};
 use virtio_bindings::{virtio_config::VIRTIO_F_VERSION_1, virtio_ring::VIRTIO_RING_F_EVENT_IDX};
 use vm_memory::{Bytes, GuestAddress};
 
@@ -351,6 +356,70 @@ fn nothing_moves_while_quiesced_and_all_goes_on_after() {
     assert_eq!(card.receive.wait(), (0, 112));
     assert_eq!(card.transmit.wait(), (0, 0));
     assert_eq!(card.peer.recv(&mut got).unwrap(), 112);
+}
+
+/// A link whose sender says that it has begun, and ends when it is told to.
+struct Slow {
+    wire: Wire,
+    begun: mpsc::Sender<()>,
+    end: mpsc::Receiver<()>,
+}
+
+impl Link for Slow {
+    fn fd(&self) -> RawFd {
+        self.wire.fd()
+    }
+
+    fn set_offload(&mut self, offload: Offload) -> io::Result<()> {
+        self.wire.set_offload(offload)
+    }
+
+    fn send(&mut self, header: &Header, frame: &[Part<'_>]) -> io::Result<()> {
+        self.begun.send(()).map_err(io::Error::other)?;
+        self.end.recv().map_err(io::Error::other)?;
+        self.wire.send(header, frame)
+    }
+
+    fn receive(&mut self, parts: &[Part<'_>]) -> io::Result<usize> {
+        self.wire.receive(parts)
+    }
+
+    fn receive_copy(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.wire.receive_copy(buffer)
+    }
+}
+
+#[test]
+fn a_pause_waits_for_the_frame_in_work() {
+    let (wire, _peer) = Wire::pair();
+    let ((begun, has_begun), (may_end, end)) = (mpsc::channel(), mpsc::channel());
+    let mut config = config();
+    config.nics = vec![nic(false)];
+    let guest = Guest::new(&config, vec![Box::new(Slow { wire, begun, end })]);
+    // Dropped before the devices, whose thread would wait for it otherwise if this test failed.
+    let may_end = may_end;
+    assert!(guest.negotiate(0, PLAIN));
+    let mut transmit = guest.queue(0, 1, 16, 0x2000, false);
+    guest.ready(0);
+    transmit.put(DATA, &frame(100, 1));
+    transmit.chain(0, &[(DATA, 112, 0)]);
+    transmit.offer(0);
+    guest.devices.run().unwrap();
+    has_begun.recv().unwrap();
+    thread::scope(|scope| {
+        let (quiet, is_quiet) = mpsc::channel();
+        let devices = &guest.devices;
+        scope.spawn(move || {
+            devices.quiesce();
+            quiet.send(()).unwrap();
+        });
+        // However long one looks: it can't be quiet before the frame is done. Without the wait it is at once.
+        let early = is_quiet.recv_timeout(Duration::from_millis(200));
+        assert_eq!(early, Err(mpsc::RecvTimeoutError::Timeout));
+        may_end.send(()).unwrap();
+        is_quiet.recv().unwrap();
+        assert_eq!(transmit.used_index(), 1, "the frame is done");
+    });
 }
 
 #[test]
