@@ -58,6 +58,8 @@ const CAPTURED: &str = "/var/tmp/captured";
 const SECONDS: u32 = 20;
 /// The fewest epochs that say anything.
 const EPOCHS_MIN: u64 = 10;
+/// Length of the handover's epochs in ms: between them all memory is compared, and the guest is to have its share of time.
+const EPOCH_MS: &str = "500";
 /// The guest's memory in MiB: what Kamailio needs, as each audit reads all of it.
 const MEMORY_MIB: u32 = 512;
 /// How long the guest may take to come up, and the program to end.
@@ -198,7 +200,17 @@ fn network_load(case: &Case) -> Result<()> {
 fn handover(case: &Case) -> Result<()> {
     let (_, arguments) = prepare(case, Image::REGISTRAR_12)?;
     let mut first = arguments.clone();
-    first.extend(["--seconds", "3", "--handover", CAPTURED].map(str::to_owned));
+    first.extend(
+        [
+            "--seconds",
+            "30",
+            "--every",
+            EPOCH_MS,
+            "--handover",
+            CAPTURED,
+        ]
+        .map(str::to_owned),
+    );
     let before = spawn(case, &first)?;
     before.wait_for("made in", LIMIT)?;
     options::answers(case.lab.client(), sipp::sip(address(0)), STOP_LIMIT)?;
@@ -218,7 +230,7 @@ fn handover(case: &Case) -> Result<()> {
     drop(before);
 
     let mut second = arguments;
-    second.extend(["--from", CAPTURED, "--seconds", "60"].map(str::to_owned));
+    second.extend(["--from", CAPTURED, "--seconds", "120", "--every", EPOCH_MS].map(str::to_owned));
     let start = Instant::now();
     let after = spawn(case, &second)?;
     after.wait_for("taken over", LIMIT)?;

@@ -33,7 +33,7 @@ fn persists(case: &Case) -> Result<()> {
     let file = case.machine("registrar", Image::REGISTRAR_12_DISK, 0)?;
     let running = case.boot(file.clone())?;
     let write = |name: &str| {
-        format!("dd if=/dev/urandom of=/{name} bs=64k count=320 2>/dev/null && cksum </{name}")
+        format!("dd if=/dev/urandom of=/{name} bs=64k count=320 2>/dev/null && sha256sum </{name}")
     };
     let first = case.in_guest(0, &write("first"))?;
     let stopped = running.stop(STOP_LIMIT)?;
@@ -46,7 +46,7 @@ fn persists(case: &Case) -> Result<()> {
     let mut again = file.clone();
     "/var/log/romulus/again.log".clone_into(&mut again.console.log);
     let running = case.boot(again)?;
-    let read = case.in_guest(0, "cksum </first")?;
+    let read = case.in_guest(0, "sha256sum </first")?;
     ensure!(
         read == first,
         "a file written before the stop has sum {read} and had {first}"
@@ -59,7 +59,7 @@ fn persists(case: &Case) -> Result<()> {
     "/var/log/romulus/third.log".clone_into(&mut third.console.log);
     let running = case.boot(third)?;
     for (name, expected) in [("first", first), ("second", second)] {
-        let read = case.in_guest(0, &format!("cksum </{name}"))?;
+        let read = case.in_guest(0, &format!("sha256sum </{name}"))?;
         ensure!(
             read == expected,
             "after a kill -9 the synced file {name} has sum {read} and had {expected}"
@@ -101,14 +101,14 @@ fn full(case: &Case) -> Result<()> {
 fn read_only(case: &Case) -> Result<()> {
     case.host()
         .sh("mkdir -p /images; yes romulus | head -c 16777216 >/images/disk.img")?;
-    let before = case.host().sh("cksum </images/disk.img")?;
+    let before = case.host().sh("sha256sum </images/disk.img")?;
     let mut file = case.machine("reader", Image::BASE_12, 0)?;
     file.disks.push(Disk {
         path: "/images/disk.img".to_owned(),
         read_only: true,
     });
     let running = case.boot(file)?;
-    let read = case.in_guest(0, "cksum </dev/vda")?;
+    let read = case.in_guest(0, "sha256sum </dev/vda")?;
     ensure!(
         read.trim() == before.trim(),
         "the guest reads a disk of sum {read}, not {before}"
@@ -119,7 +119,7 @@ fn read_only(case: &Case) -> Result<()> {
         COMMAND_LIMIT,
     )?;
     ensure!(status != 0, "a write to a read-only disk succeeded: {said}");
-    let after = case.host().sh("cksum </images/disk.img")?;
+    let after = case.host().sh("sha256sum </images/disk.img")?;
     ensure!(after == before, "a read-only image was changed");
     running.still_runs()
 }

@@ -73,13 +73,12 @@ fn operator(case: &Case) -> Result<()> {
     );
 
     // The sum is worked out by the guest: an echo of what was typed does not have it.
-    let typed = host.sh(&format!(
-        "echo 'echo sum-$((40 + 2))' | {ROMULUS} console registrar"
-    ))?;
-    ensure!(
-        typed.contains("sum-42"),
-        "the console did not show what the guest's shell printed: {typed}"
-    );
+    let console = host.spawn(&[ROMULUS, "console", "registrar"])?;
+    console.input(b"echo sum-$((40 + 2))\n")?;
+    console
+        .wait_for("sum-42", COMMAND_LIMIT)
+        .context("at the attached console")?;
+    drop(console);
     running
         .wait_console("sum-42", Duration::from_secs(10))
         .context("in the console's log")?;
@@ -125,11 +124,14 @@ fn forced_stop(case: &Case) -> Result<()> {
     Ok(())
 }
 
+/// Leaves the shell time to say that it is done.
+const REBOOT: &str = "setsid sh -c 'sleep 0.3; reboot -f' >/dev/null 2>&1 & true";
+
 fn reboot(case: &Case) -> Result<()> {
     let mut file = case.machine("reboots", Image::BASE_12, 0)?;
     file.on_reboot = Some("exit");
     let running = case.boot(file.clone())?;
-    case.in_guest(0, "setsid reboot -f >/dev/null 2>&1 & sleep 0.1")?;
+    case.in_guest(0, REBOOT)?;
     let status = running.wait(COMMAND_LIMIT)?;
     ensure!(
         status.code() == Some(code::RESET),
@@ -140,7 +142,7 @@ fn reboot(case: &Case) -> Result<()> {
     "/var/log/romulus/restarts.log".clone_into(&mut file.console.log);
     let running = case.boot(file)?;
     let pid = running.pid();
-    case.in_guest(0, "setsid reboot -f >/dev/null 2>&1 & sleep 0.1")?;
+    case.in_guest(0, REBOOT)?;
     let up_again = || {
         running.still_runs()?;
         Ok((running.console()?.matches("GUEST UP").count() >= 2).then_some(()))

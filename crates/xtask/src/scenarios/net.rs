@@ -21,13 +21,13 @@ pub(super) const ALL: &[Scenario] = &[
     ),
     Scenario::new(
         "net/offload",
-        "checksum and segmentation offload and EVENT_IDX are negotiated",
+        "chesha256sum and segmentation offload and EVENT_IDX are negotiated",
         &[Image::BASE_12],
         offload,
     ),
     Scenario::new(
         "net/stream",
-        "streams pass unchanged, both ways, under iperf3 and by checksum",
+        "streams pass unchanged, both ways, under iperf3 and by chesha256sum",
         &[Image::BASE_12],
         stream,
     ),
@@ -152,7 +152,7 @@ fn stream(case: &Case) -> Result<()> {
             "iperf3 {direction}: {}",
             said["error"]
         );
-        let rate = rate.with_context(|| format!("iperf3 {direction} received nothing"))?;
+        let rate = rate.with_context(|| format!("iperf3 {direction} received nothing: {said}"))?;
         eprintln!("{direction}: {:.0} Mbit/s", rate / 1e6);
         ensure!(rate > 1e6, "{direction} only {rate:.0} bit/s pass");
     }

@@ -71,7 +71,7 @@ fn high_memory(case: &Case) -> Result<()> {
     // The guest's kernel takes memory above 4 GiB (zone Normal) first, for files in RAM too.
     const FREE: &str = "awk '/^Node.*zone/ { zone = $4 } zone == \"Normal\" && $1 == \"nr_free_pages\" { print $2 }' /proc/zoneinfo";
     const WRITE: &str = "mkdir -p /big && mount -t tmpfs -o size=3g big /big && \
-        yes 0123456789abcdef0123456789abcde | head -c 402653184 >/big/a && sync && cksum </big/a";
+        yes 0123456789abcdef0123456789abcde | head -c 402653184 >/big/a && sync && sha256sum </big/a";
     let running = case.boot(with_memory(case, Image::BASE_12, "3584 MiB")?)?;
     let total = total_mib(case)?;
     ensure!((3300..=3584).contains(&total), "the guest sees {total} MiB");
@@ -89,10 +89,10 @@ fn high_memory(case: &Case) -> Result<()> {
         "memory above 4 GiB was not used: {before} pages were free before, {after} after"
     );
     // Reading back once more gives the same, and the same as on the host.
-    let again = case.in_guest_within(0, "cksum </big/a", Duration::from_mins(2))?;
+    let again = case.in_guest_within(0, "sha256sum </big/a", Duration::from_mins(2))?;
     let expected = case
         .host()
-        .sh("yes 0123456789abcdef0123456789abcde | head -c 402653184 | cksum")?;
+        .sh("yes 0123456789abcdef0123456789abcde | head -c 402653184 | sha256sum")?;
     ensure!(
         sum.trim() == expected.trim() && again.trim() == expected.trim(),
         "the file's sum is {sum}, then {again}, and should be {expected}"
