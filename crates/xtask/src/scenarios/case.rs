@@ -178,7 +178,7 @@ impl Case {
         // Two parts, so that the end is not found in what the shell might echo.
         writeln!(
             input,
-            "({script}\n) 2>&1 </dev/null; echo; echo {END}$?; exit"
+            "({script}\n) 2>&1 </dev/null; status=$?; echo; echo {END}$status; exit"
         )?;
         std::io::Seek::rewind(&mut input)?;
         let mut command = self.lab.client().command("socat")?;

@@ -84,7 +84,7 @@ fn full(case: &Case) -> Result<()> {
         COMMAND_LIMIT,
     )?;
     ensure!(
-        status != 0 && said.contains("I/O error"),
+        status != 0 && said.contains("Input/output error"),
         "writing more than fits ended with {status}: {said}"
     );
     running.still_runs()?;
