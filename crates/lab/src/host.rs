@@ -19,7 +19,7 @@ use crate::remote::{Agent, Dial, Remote};
 use crate::space::Space;
 
 /// How long a host may take until its agent answers. A computer with nothing else to do needs 5 to 8 seconds.
-const UP_WITHIN: Duration = Duration::from_secs(90);
+const UP_WITHIN: Duration = Duration::from_mins(3);
 
 /// How long the agent of a host that is up may take to accept a connection.
 const DIAL_WITHIN: Duration = Duration::from_secs(10);

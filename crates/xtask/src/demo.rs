@@ -24,7 +24,7 @@ use std::{
 /// The guest's memory in MiB.
 const GUEST_MIB: u64 = 512;
 /// How long the guest may take to answer SIP.
-const BOOT_LIMIT: Duration = Duration::from_mins(1);
+const BOOT_LIMIT: Duration = Duration::from_mins(4);
 /// How long the guest may take to shut down.
 const STOP_LIMIT: Duration = Duration::from_secs(40);
 /// The loads: transport, registrations a second, how many.

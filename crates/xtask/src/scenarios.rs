@@ -64,7 +64,7 @@ impl Scenario {
         Self {
             name,
             what,
-            limit: Duration::from_mins(4),
+            limit: Duration::from_mins(8),
             host_mib: 2048,
             images,
             audit: false,
@@ -81,7 +81,7 @@ impl Scenario {
         Self {
             name,
             what,
-            limit: Duration::from_mins(2),
+            limit: Duration::from_mins(5),
             host_mib: 2048,
             images: &[],
             audit: false,

@@ -16,7 +16,7 @@ use std::{
 /// Memory of every contender's guest in MiB.
 pub(super) const GUEST_MIB: u64 = 512;
 /// How long a guest may take to answer SIP.
-const BOOT_LIMIT: Duration = Duration::from_secs(90);
+const BOOT_LIMIT: Duration = Duration::from_mins(4);
 /// How long the guest's other services may take after its first SIP answer.
 const SETTLE_LIMIT: Duration = Duration::from_mins(1);
 /// Where the guest's console goes under QEMU.

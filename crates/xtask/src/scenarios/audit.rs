@@ -63,7 +63,7 @@ const EPOCH_MS: &str = "500";
 /// The guest's memory in MiB: what Kamailio needs, as each audit reads all of it.
 const MEMORY_MIB: u32 = 512;
 /// How long the guest may take to come up, and the program to end.
-const LIMIT: Duration = Duration::from_mins(2);
+const LIMIT: Duration = Duration::from_mins(5);
 
 /// Puts the program into the host, makes its tap, and gives the arguments that every run has.
 fn prepare(case: &Case, image: Image) -> Result<(MachineFile, Vec<String>)> {

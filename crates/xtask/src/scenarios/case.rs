@@ -19,11 +19,11 @@ use std::{
 };
 
 /// How long a guest may take to answer SIP: two hosts share this computer, and tests run beside others.
-const BOOT_LIMIT: Duration = Duration::from_secs(90);
+const BOOT_LIMIT: Duration = Duration::from_mins(4);
 /// How long a command in a guest may take, if nothing else is said.
-pub(super) const COMMAND_LIMIT: Duration = Duration::from_mins(1);
+pub(super) const COMMAND_LIMIT: Duration = Duration::from_mins(3);
 /// How long a guest may take to shut down.
-pub(super) const STOP_LIMIT: Duration = Duration::from_mins(1);
+pub(super) const STOP_LIMIT: Duration = Duration::from_mins(3);
 
 /// A lab with one host that has `romulus` in it.
 pub(super) struct Case {

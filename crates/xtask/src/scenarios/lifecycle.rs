@@ -148,7 +148,7 @@ fn reboot(case: &Case) -> Result<()> {
         Ok((running.console()?.matches("GUEST UP").count() >= 2).then_some(()))
     };
     process::poll(
-        Duration::from_secs(90),
+        Duration::from_mins(4),
         Duration::from_millis(200),
         up_again,
     )?

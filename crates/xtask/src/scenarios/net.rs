@@ -126,7 +126,7 @@ fn offload(case: &Case) -> Result<()> {
 }
 
 fn stream(case: &Case) -> Result<()> {
-    const LIMIT: Duration = Duration::from_mins(1);
+    const LIMIT: Duration = Duration::from_mins(3);
     let running = case.boot(case.machine("stream", Image::BASE_12, 0)?)?;
     let guest = address(0).to_string();
     for direction in ["to the guest", "from the guest"] {

@@ -36,14 +36,14 @@ pub(super) const ALL: &[Scenario] = &[
         high_memory,
     )
     .host_mib(6144)
-    .minutes(8),
+    .minutes(15),
     Scenario::new(
         "sizes/vcpus",
         "1, 2 and 4 vCPUs each do work",
         &[Image::BASE_12],
         vcpus,
     )
-    .minutes(5),
+    .minutes(12),
 ];
 
 fn with_memory(
