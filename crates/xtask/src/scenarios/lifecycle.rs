@@ -147,12 +147,8 @@ fn reboot(case: &Case) -> Result<()> {
         running.still_runs()?;
         Ok((running.console()?.matches("GUEST UP").count() >= 2).then_some(()))
     };
-    process::poll(
-        Duration::from_mins(4),
-        Duration::from_millis(200),
-        up_again,
-    )?
-    .context("the guest did not come up again after its reboot")?;
+    process::poll(Duration::from_mins(4), Duration::from_millis(200), up_again)?
+        .context("the guest did not come up again after its reboot")?;
     case.in_guest(0, "true")?;
     ensure!(running.pid() == pid, "the reboot changed the process");
     let stopped = running.stop(STOP_LIMIT)?;
