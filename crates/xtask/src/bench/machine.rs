@@ -23,8 +23,9 @@ use std::{net::SocketAddrV4, process::ExitCode, time::Duration};
 
 /// Resident memory beyond the guest's that our process may hold, in MiB.
 const RESIDENT_TARGET_MIB: f64 = 16.0;
-/// Answers that may need a second request before a rate counts as too high: one in this many.
-const RETRANSMISSIONS_ONE_IN: u32 = 100;
+/// Answers that may need a second request before a rate counts as too high: one in this many. A server that can't keep up
+/// makes a client send most requests again; a short stop of a shared computer, some.
+const RETRANSMISSIONS_ONE_IN: u32 = 10;
 /// Memory of the lab host in MiB: room for the guest, QEMU's files and the images.
 const HOST_MIB: u32 = 3072;
 
@@ -58,14 +59,14 @@ struct Effort {
 const FULL: Effort = Effort {
     boots: 5,
     seconds: 5,
-    factor: 1.15,
-    trials: 16,
+    factor: 1.2,
+    trials: 12,
 };
 const QUICK: Effort = Effort {
-    boots: 1,
-    seconds: 2,
-    factor: 1.6,
-    trials: 4,
+    boots: 3,
+    seconds: 3,
+    factor: 1.5,
+    trials: 5,
 };
 
 /// Prepares everything and measures in a lab of its own.
@@ -121,6 +122,8 @@ fn measure(lab: &Lab, assets: &Assets, effort: &Effort, progress: &Progress) -> 
 
 /// What the boots showed.
 struct Boots {
+    /// The first start of all, which unpacks the kernel and keeps it.
+    first: Duration,
     romulus_ms: Distribution,
     qemu_ms: Distribution,
     romulus_mib: Distribution,
@@ -143,6 +146,15 @@ fn boots(stable: &mut Stable<'_>, effort: &Effort, progress: &Progress) -> Resul
     step.done(format!(
         "QEMU boots fastest from {}",
         stable.qemu_kernel.name()
+    ));
+
+    let step = progress.step("the first start of romulus, which unpacks the kernel");
+    let up = stable.start(Contender::Romulus)?;
+    let first = up.boot;
+    up.end()?;
+    step.done(format!(
+        "the first start of romulus: it answers after {} ms",
+        first.as_millis()
     ));
 
     let mut times = [Vec::new(), Vec::new()];
@@ -172,6 +184,7 @@ fn boots(stable: &mut Stable<'_>, effort: &Effort, progress: &Progress) -> Resul
     let [romulus_ms, qemu_ms] = times.map(Distribution::new);
     let [romulus_mib, qemu_mib] = resident.map(Distribution::new);
     Ok(Boots {
+        first,
         romulus_ms,
         qemu_ms,
         romulus_mib,
@@ -195,9 +208,9 @@ fn rates(
     progress: &Progress,
 ) -> Result<Vec<Rate>> {
     let start = [
-        (Contender::Romulus, 200),
+        (Contender::Romulus, 150),
         (Contender::Qemu, 150),
-        (Contender::QemuVhost, 350),
+        (Contender::QemuVhost, 300),
     ];
     let mut rates: Vec<Rate> = start
         .into_iter()
@@ -291,6 +304,11 @@ fn rows(stable: &Stable<'_>, boots: &Boots, rates: &[Rate]) -> Vec<Row> {
         )
         .peer(boots.qemu_ms.max()),
         Row::new(
+            "the very first start, which unpacks the kernel",
+            "ms",
+            Some(boots.first.as_secs_f64() * 1e3),
+        ),
+        Row::new(
             "boot time as a share of QEMU's",
             "",
             ratio(boots.romulus_ms.median(), qemu_boot),
@@ -351,7 +369,7 @@ mod tests {
             wanted: 1000,
             tried: 1000,
             ok: 1000,
-            retransmissions: 10,
+            retransmissions: 100,
             ..Outcome::default()
         };
         assert!(sustained(&good));
@@ -360,7 +378,7 @@ mod tests {
             ..good.clone()
         }));
         assert!(!sustained(&Outcome {
-            retransmissions: 11,
+            retransmissions: 101,
             ..good
         }));
     }
