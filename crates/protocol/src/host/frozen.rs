@@ -1,0 +1,175 @@
+//! Frozen: a claim is under way, ours or the other side's. Nothing commits, nothing leaves,
+//! everything is kept until the record says `running`.
+
+use crate::guards::Guard;
+use crate::id::Term;
+use crate::record::{Phase, Record};
+use crate::time::Time;
+
+use super::backup::Replica;
+use super::primary::Primary;
+use super::seat::Why;
+use super::waiting::Load;
+use super::{Action, Host, Role, Source};
+
+/// What a frozen host keeps.
+#[derive(Clone, Debug)]
+pub(super) enum Kept {
+    /// The machine that it ran, paused.
+    Machine(Primary),
+    /// The replica.
+    Replica(Replica),
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct Frozen {
+    kept: Kept,
+    load: Load,
+}
+
+impl Frozen {
+    pub(super) fn new(kept: Kept, load: Load) -> Frozen {
+        Frozen { kept, load }
+    }
+
+    pub(super) fn term(&self) -> Option<Term> {
+        match &self.kept {
+            Kept::Machine(primary) => Some(primary.term),
+            Kept::Replica(replica) => Some(replica.term),
+        }
+    }
+
+    /// Whether what is kept can still be started from.
+    pub(super) fn usable(&self) -> bool {
+        self.load != Load::Failed && self.replica().is_none_or(Replica::is_whole)
+    }
+
+    pub(super) fn machine(&self) -> Option<&Primary> {
+        match &self.kept {
+            Kept::Machine(primary) => Some(primary),
+            Kept::Replica(_) => None,
+        }
+    }
+
+    pub(super) fn machine_mut(&mut self) -> Option<&mut Primary> {
+        match &mut self.kept {
+            Kept::Machine(primary) => Some(primary),
+            Kept::Replica(_) => None,
+        }
+    }
+
+    fn replica(&self) -> Option<&Replica> {
+        match &self.kept {
+            Kept::Replica(replica) => Some(replica),
+            Kept::Machine(_) => None,
+        }
+    }
+
+    pub(super) fn replica_mut(&mut self) -> Option<&mut Replica> {
+        match &mut self.kept {
+            Kept::Replica(replica) => Some(replica),
+            Kept::Machine(_) => None,
+        }
+    }
+
+    pub(super) fn loaded(&mut self, load: Load) {
+        // A load that failed once has shown that this replica cannot be started from.
+        if self.load == Load::Going || load == Load::Failed {
+            self.load = load;
+        }
+    }
+
+    fn source(&self) -> Source {
+        match &self.kept {
+            Kept::Machine(_) => Source::Paused,
+            Kept::Replica(replica) => replica.source(),
+        }
+    }
+}
+
+impl Host {
+    pub(super) fn frozen_tick(&mut self, now: Time) {
+        let Some(record) = self.seat.view().copied() else { return };
+        let Role::Frozen(frozen) = &self.role else { return };
+        if !self.seat.is_idle() || record.phase == Phase::Running {
+            return;
+        }
+        if self.is_me(record.runner) {
+            match frozen.load {
+                Load::Done => self.ask_running(now, &record),
+                Load::Failed => self.hand_back(now, &record),
+                Load::Going | Load::No => {}
+            }
+        } else if self.is_heir(&record)
+            && (frozen.usable() || !self.guards.on(Guard::ClaimWhole))
+            && self.seat.stood(now) >= self.config.timing.t_c
+            && self.guards.on(Guard::StaleClaim)
+        {
+            self.claim(now, &record);
+        }
+    }
+
+    pub(super) fn frozen_learned(&mut self, now: Time, record: &Record) {
+        let Role::Frozen(frozen) = &self.role else { return };
+        let mine = self.is_me(record.runner);
+        match record.phase {
+            // Only this incarnation writes that, and only after its claim.
+            Phase::Running if mine => {
+                let source = frozen.source();
+                self.launch(now, record, source);
+            }
+            Phase::Claimed if mine && !self.guards.on(Guard::ReadNever) => {
+                let source = frozen.source();
+                self.launch(now, record, source);
+            }
+            Phase::Running => self.lost(now, record),
+            Phase::Claimed if !mine && !self.guards.on(Guard::KeepUntilRunning) => self.drop_all(now),
+            Phase::Claimed => self.frozen_tick(now),
+        }
+    }
+
+    /// The record is `running` and not ours.
+    fn lost(&mut self, now: Time, record: &Record) {
+        let heir = self.is_heir(record);
+        let Role::Frozen(frozen) = &mut self.role else { return };
+        match &mut frozen.kept {
+            // The runner changed the record before the claim arrived, and this replica is still
+            // what it names. It missed checkpoints while frozen, so its session ends.
+            Kept::Replica(replica) if heir && replica.session.runner == record.runner => {
+                let session = replica.session;
+                if self.guards.on(Guard::Freeze) {
+                    replica.stop_flow();
+                }
+                let replica = replica.clone();
+                self.role = Role::Backup(replica);
+                if self.guards.on(Guard::Freeze) {
+                    self.send(session.runner, crate::message::Message::Bye(session));
+                }
+            }
+            Kept::Replica(_) | Kept::Machine(_) => self.drop_all(now),
+        }
+    }
+
+    /// A weakened protocol takes a request for lost and goes back to what it did.
+    pub(super) fn gave_up(&mut self, now: Time, why: Why) {
+        if why == Why::Name {
+            self.primary_tick(now);
+            return;
+        }
+        let Some(record) = self.seat.view().copied() else { return };
+        if record.phase != Phase::Running {
+            return;
+        }
+        match std::mem::replace(&mut self.role, Role::Ended) {
+            Role::Frozen(Frozen { kept: Kept::Machine(primary), .. }) => {
+                self.role = Role::Primary(primary);
+                self.act(Action::Thaw);
+            }
+            Role::Frozen(Frozen { kept: Kept::Replica(replica), .. }) => {
+                self.role = Role::Backup(replica);
+                self.act(Action::Thaw);
+            }
+            other => self.role = other,
+        }
+    }
+}
