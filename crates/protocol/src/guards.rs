@@ -7,7 +7,7 @@ macro_rules! guards {
     ($($(#[$doc:meta])* $name:ident,)*) => {
         /// One rule of DESIGN's "Who may run", "Detection" or output commit.
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-        #[cfg_attr(not(any(test, feature = "weaken")), allow(dead_code))]
+        #[cfg_attr(not(any(test, feature = "weaken")), allow(dead_code, unreachable_pub))]
         pub enum Guard { $($(#[$doc])* $name,)* }
 
         #[cfg(any(test, feature = "weaken"))]

@@ -139,6 +139,13 @@ pub enum Action {
     Discard,
     /// Drop what was held and prepare to be filled.
     Prepare(SessionId),
+    /// The checkpoint that was just reported is accepted: the replica is now of this epoch.
+    Apply {
+        /// Its session.
+        session: SessionId,
+        /// The epoch.
+        epoch: Epoch,
+    },
     /// Load the replica on trial, and say [`Event::Tried`].
     Try(SessionId),
     /// Make this sidecar durable, and say [`Event::SidecarStored`].

@@ -164,7 +164,7 @@ impl Host {
         }
     }
 
-    pub(super) fn checkpoint(&mut self, now: Time, from: Incarnation, checkpoint: &Checkpoint) {
+    pub(super) fn checkpoint(&mut self, from: Incarnation, checkpoint: &Checkpoint) {
         let thawed = !self.guards.on(Guard::Freeze);
         let replica = match &mut self.role {
             Role::Backup(replica) => replica,
@@ -191,11 +191,14 @@ impl Host {
         }
         replica.received = checkpoint.epoch;
         replica.released_through = checkpoint.released_through;
-        let epoch = checkpoint.epoch;
-        match replica.stage {
+        let (epoch, stage) = (checkpoint.epoch, replica.stage);
+        if stage == Stage::Copying && checkpoint.complete {
+            replica.stage = Stage::Completing;
+        }
+        self.act(Action::Apply { session, epoch });
+        match stage {
             Stage::Whole => self.send(from, Message::Commit(session, epoch)),
             Stage::Copying if checkpoint.complete => {
-                replica.stage = Stage::Completing;
                 let sidecar = Sidecar::of(self.config.machine, self.me);
                 self.store(sidecar, Then::Whole(session));
             }
@@ -230,7 +233,7 @@ impl Host {
         }
     }
 
-    pub(super) fn replica_lost(&mut self, now: Time) {
+    pub(super) fn replica_lost(&mut self) {
         let replica = match &mut self.role {
             Role::Backup(replica) => replica,
             Role::Frozen(frozen) => match frozen.replica_mut() {

@@ -116,11 +116,11 @@ impl Host {
             // Only this incarnation writes that, and only after its claim.
             Phase::Running if mine => {
                 let source = frozen.source();
-                self.launch(now, record, source);
+                self.launch(record, source);
             }
             Phase::Claimed if mine && !self.guards.on(Guard::ReadNever) => {
                 let source = frozen.source();
-                self.launch(now, record, source);
+                self.launch(record, source);
             }
             Phase::Running => self.lost(now, record),
             Phase::Claimed if !mine && !self.guards.on(Guard::KeepUntilRunning) => self.drop_all(now),

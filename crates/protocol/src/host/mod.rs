@@ -148,7 +148,7 @@ impl Host {
                 self.sealed(complete, rx_next, parts, digest);
             }
             Event::Tried { session, loaded } => self.tried(session, loaded),
-            Event::ReplicaLost => self.replica_lost(now),
+            Event::ReplicaLost => self.replica_lost(),
             Event::SidecarStored(durable) => self.sidecar_stored(now, durable),
             Event::Loaded(ok) => self.loaded(now, ok),
             Event::Stop => self.stop(now),
@@ -313,7 +313,7 @@ impl Host {
     }
 
     /// Starts the term that `record` began. The only way to become primary.
-    fn launch(&mut self, now: Time, record: &Record, source: Source) {
+    fn launch(&mut self, record: &Record, source: Source) {
         let term = Term(record.generation);
         self.role = Role::Primary(Primary::new(term));
         self.seat.forget_pending();

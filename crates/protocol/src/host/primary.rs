@@ -255,7 +255,7 @@ impl Host {
             Message::Begin { session, term, generation } if session.runner == from => {
                 self.begin(now, session, term, generation);
             }
-            Message::Checkpoint(checkpoint) => self.checkpoint(now, from, &checkpoint),
+            Message::Checkpoint(checkpoint) => self.checkpoint(from, &checkpoint),
             Message::Ready(session) => {
                 if let Some(s) = self.session(from, session)
                     && s.stage == Stage::Offered
