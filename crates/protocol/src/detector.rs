@@ -221,6 +221,10 @@ impl Detector {
         if !self.drained && self.guards.on(Guard::DrainFirst) {
             return None;
         }
+        // A stalled loop vouches for nobody, so nobody vouches for it: that silence is its own.
+        if !self.moves(now) && self.guards.on(Guard::OwnLoop) {
+            return None;
+        }
         let Some(peer) = self.peer(incarnation) else { return Some(now.since(self.started)) };
         let leased = watch == Watch::Runner && self.guards.on(Guard::Lease);
         let vouched = if leased { peer.vouched } else { None };

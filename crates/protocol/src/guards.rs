@@ -91,6 +91,8 @@ guards! {
     ClockRates,
     /// Heartbeats attest that the epoch loop moves.
     LoopMoves,
+    /// A host whose own epoch loop stalls claims nothing.
+    OwnLoop,
     /// Silence counts only while the observer itself ran on time.
     OwnLateness,
     /// Silence counts only after the observer drained its sockets.

@@ -54,16 +54,7 @@ pub enum Event {
         message: Message,
     },
     /// The running epoch ended ([`super::Host::may_seal`] allowed it), and the next began.
-    Sealed {
-        /// Whether the session's full copy is contained in all that was sent with this epoch.
-        complete: bool,
-        /// See [`crate::message::Checkpoint::rx_next`].
-        rx_next: u64,
-        /// See [`crate::message::Checkpoint::parts`].
-        parts: u32,
-        /// See [`crate::message::Checkpoint::digest`].
-        digest: u32,
-    },
+    Sealed(Sealed),
     /// The outcome of [`Action::Try`].
     Tried {
         /// The session whose replica was loaded.
@@ -81,6 +72,23 @@ pub enum Event {
     Stop,
     /// The operator said `promote --accept-loss`.
     Promote,
+}
+
+/// What the engine knows of an epoch that has just ended. See [`crate::message::Checkpoint`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sealed {
+    /// Whether the session's full copy is contained in all that was sent with this epoch.
+    pub complete: bool,
+    /// All output of epochs up to this one has really left: a commit alone does not say so, since
+    /// the permit may have ended before. Held output that is older than the term counts as epoch
+    /// 1's.
+    pub released_through: Epoch,
+    /// The number of the first frame from the tap that the guest had not taken.
+    pub rx_next: u64,
+    /// How many parts the checkpoint has.
+    pub parts: u32,
+    /// The CRC-32C of all parts' bytes in order.
+    pub digest: u32,
 }
 
 /// From what a machine starts.
@@ -217,6 +225,8 @@ pub struct Status {
     pub epoch: Epoch,
     /// Sealed epochs that are not committed.
     pub lag: u64,
+    /// Whether it holds whole state that it could run from.
+    pub whole: bool,
     /// The record as far as it is known.
     pub record: Option<Record>,
     /// On a primary: since when the machine is protected; nothing while it is not.

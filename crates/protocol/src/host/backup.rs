@@ -236,7 +236,8 @@ impl Host {
     pub(super) fn replica_lost(&mut self) {
         let replica = match &mut self.role {
             Role::Backup(replica) => replica,
-            Role::Frozen(frozen) => match frozen.replica_mut() {
+            // Once loaded, the machine no longer needs the replica.
+            Role::Frozen(frozen) if !frozen.is_loaded() => match frozen.replica_mut() {
                 Some(replica) => replica,
                 None => return,
             },

@@ -44,6 +44,10 @@ impl Frozen {
         self.load != Load::Failed && self.replica().is_none_or(Replica::is_whole)
     }
 
+    pub(super) fn is_loaded(&self) -> bool {
+        self.load == Load::Done
+    }
+
     pub(super) fn machine(&self) -> Option<&Primary> {
         match &self.kept {
             Kept::Machine(primary) => Some(primary),

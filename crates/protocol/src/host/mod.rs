@@ -33,7 +33,7 @@ mod waiting;
 
 use std::collections::VecDeque;
 
-pub use api::{Action, Config, Event, Notice, RoleName, Source, Status};
+pub use api::{Action, Config, Event, Notice, RoleName, Sealed, Source, Status};
 pub use permit::{Pass, Permit};
 
 use backup::Replica;
@@ -52,6 +52,9 @@ use crate::record::{Phase, Record, Right};
 use crate::sidecar::Sidecar;
 use crate::time::Time;
 use crate::timing::TimingError;
+
+/// Links remembered at a time; the oldest makes room.
+const CONNECTED_MAX: usize = 8;
 
 /// What the host is and all that belongs to it.
 #[derive(Clone, Debug)]
@@ -75,6 +78,8 @@ pub struct Host {
     sidecar: Sidecar,
     stores: Stores,
     connected: Vec<primary::Candidate>,
+    /// Sessions that this incarnation has offered, over all of its terms.
+    sessions: u64,
     actions: VecDeque<Action>,
     permit: Permit,
     protected: Option<Time>,
@@ -123,6 +128,7 @@ impl Host {
             sidecar,
             stores: Stores::default(),
             connected: Vec::new(),
+            sessions: 0,
             actions: VecDeque::new(),
             permit: Permit::nothing(),
             protected: None,
@@ -144,9 +150,7 @@ impl Host {
             Event::Connected(peer) => self.connection(now, peer, true),
             Event::Closed(peer) => self.connection(now, peer, false),
             Event::Message { from, message } => self.message(now, from, message),
-            Event::Sealed { complete, rx_next, parts, digest } => {
-                self.sealed(complete, rx_next, parts, digest);
-            }
+            Event::Sealed(sealed) => self.sealed(sealed),
             Event::Tried { session, loaded } => self.tried(session, loaded),
             Event::ReplicaLost => self.replica_lost(),
             Event::SidecarStored(durable) => self.sidecar_stored(now, durable),
@@ -183,18 +187,19 @@ impl Host {
 
     /// What `romulus status` shows.
     pub fn status(&self) -> Status {
-        let (role, term, epoch, lag) = match &self.role {
-            Role::Waiting(_) => (RoleName::Waiting, None, Epoch(0), 0),
-            Role::Backup(replica) => (RoleName::Backup, Some(replica.term), replica.received, 0),
-            Role::Frozen(frozen) => (RoleName::Frozen, frozen.term(), Epoch(0), 0),
-            Role::Primary(p) => (RoleName::Primary, Some(p.term), p.running, p.lag()),
-            Role::Ended => (RoleName::Ended, None, Epoch(0), 0),
+        let (role, term, epoch, lag, whole) = match &self.role {
+            Role::Waiting(_) => (RoleName::Waiting, None, Epoch(0), 0, false),
+            Role::Backup(r) => (RoleName::Backup, Some(r.term), r.received, 0, r.is_whole()),
+            Role::Frozen(f) => (RoleName::Frozen, f.term(), Epoch(0), 0, f.usable()),
+            Role::Primary(p) => (RoleName::Primary, Some(p.term), p.running, p.lag(), true),
+            Role::Ended => (RoleName::Ended, None, Epoch(0), 0, false),
         };
         Status {
             role,
             term,
             epoch,
             lag,
+            whole,
             record: self.seat.view().copied(),
             protected_since: self.protected,
             t_b: self.detector.t_b(),
@@ -273,6 +278,9 @@ impl Host {
         self.detector.connection(now, peer, open);
         self.connected.retain(|c| c.incarnation != peer);
         if open {
+            if self.connected.len() == CONNECTED_MAX {
+                self.connected.remove(0);
+            }
             self.connected.push(primary::Candidate { incarnation: peer, not_before: now });
         }
         // A new connection too: what the old one carried is gone.

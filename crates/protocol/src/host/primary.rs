@@ -7,7 +7,7 @@ use crate::record::{Phase, Record, Right};
 use crate::time::Time;
 
 use super::seat::Why;
-use super::{Action, Host, Role};
+use super::{Action, Host, Role, Sealed};
 
 /// A connected incarnation that could be filled.
 #[derive(Clone, Copy, Debug)]
@@ -53,7 +53,6 @@ pub(super) struct Primary {
     session: Option<Session>,
     /// Guards removed: commits that came outside of their session.
     stray: Epoch,
-    sessions: u64,
     /// The guest is to be stopped for good.
     pub(super) stopping: bool,
 }
@@ -68,7 +67,6 @@ impl Primary {
             running: Epoch(1),
             session: None,
             stray: Epoch(0),
-            sessions: 0,
             stopping: false,
         }
     }
@@ -123,6 +121,10 @@ impl Host {
     pub(super) fn primary_tick(&mut self, now: Time) {
         let Some(record) = self.seat.view().copied() else { return };
         let Role::Primary(primary) = &self.role else { return };
+        // A stalled loop is this host's own failure, and no reason to ask for anything.
+        if !self.detector.moves(now) && self.guards.on(Guard::OwnLoop) {
+            return;
+        }
         let session = primary.session.as_ref();
         if !self.seat.is_idle() {
             // A naming whose session is gone is settled by its opposite.
@@ -172,6 +174,11 @@ impl Host {
         let fresh = |host: &Host, peer| host.detector.pass_until(peer).is_some_and(|until| now < until);
         let Role::Primary(primary) = &mut self.role else { return };
         let Some(session) = &mut primary.session else { return self.offer(now) };
+        // A host that lost its power closes no connection.
+        if self.detector.echo_age(now, session.peer).is_none_or(|age| age >= self.config.timing.t_b_max) {
+            self.close_session(now, true);
+            return;
+        }
         let needed = match (self.guards.on(Guard::HeirWhole), self.guards.on(Guard::HeirTried)) {
             (false, _) => Stage::Copying,
             (_, false) => Stage::Whole,
@@ -222,14 +229,18 @@ impl Host {
     }
 
     fn offer(&mut self, now: Time) {
-        let Some(at) = self.connected.iter().position(|c| c.not_before <= now) else { return };
+        let lives = |c: &Candidate| {
+            let age = self.detector.echo_age(now, c.incarnation);
+            c.not_before <= now && age.is_some_and(|age| age < self.config.timing.t_a)
+        };
+        let Some(at) = self.connected.iter().position(lives) else { return };
         // To the end of the queue, so that a spare gets its turn.
         let candidate = self.connected.remove(at);
         self.connected.push(candidate);
         let Role::Primary(primary) = &mut self.role else { return };
-        primary.sessions += 1;
+        self.sessions += 1;
         primary.session = Some(Session {
-            id: SessionId { runner: self.me, number: primary.sessions },
+            id: SessionId { runner: self.me, number: self.sessions },
             peer: candidate.incarnation,
             stage: Stage::Offered,
             offered: now,
@@ -306,24 +317,20 @@ impl Host {
         self.act(Action::Copy(session));
     }
 
-    pub(super) fn sealed(&mut self, complete: bool, rx_next: u64, parts: u32, digest: u32) {
-        let alone = match &self.role {
-            Role::Primary(primary) => self.is_alone(primary),
-            _ => false,
-        };
+    pub(super) fn sealed(&mut self, sealed: Sealed) {
         let Role::Primary(primary) = &mut self.role else { return };
-        let (term, epoch, committed) = (primary.term, primary.running, primary.committed());
+        let (term, epoch) = (primary.term, primary.running);
         primary.running = epoch.next();
         let Some(session) = &primary.session else { return };
         let checkpoint = Checkpoint {
             session: session.id,
             term,
             epoch,
-            complete,
-            released_through: if alone { epoch } else { committed },
-            rx_next,
-            parts,
-            digest,
+            complete: sealed.complete,
+            released_through: sealed.released_through,
+            rx_next: sealed.rx_next,
+            parts: sealed.parts,
+            digest: sealed.digest,
         };
         let to = session.peer;
         self.send(to, Message::Checkpoint(checkpoint));

@@ -69,7 +69,7 @@ impl World<'_> {
         let heir = self.before.heir.and_then(|heir| self.incarnation(heir));
         let Some((other, process)) = heir else { return };
         let calm = |until: u64| self.now > until + 400 * MS;
-        let whole = process.replica.as_ref().is_some_and(|r| r.whole) && !process.broken;
+        let whole = process.host.status().whole && !process.broken;
         let steady = calm(self.path_trouble)
             && calm(self.computers[host].trouble)
             && calm(self.computers[other].trouble);

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::arbiter::{self, Arbiter, Request};
 use crate::guards::{Guard, Guards};
-use crate::host::{Action, Config, Event, Host, Notice, Permit, RoleName, Source};
+use crate::host::{Action, Config, Event, Host, Notice, Permit, RoleName, Sealed, Source};
 use crate::id::{Epoch, Incarnation, MachineId, SessionId, Term};
 use crate::message::{Checkpoint, Message};
 use crate::record::Record;
@@ -686,7 +686,7 @@ impl<'a> World<'a> {
             paused: false,
             waiting: false,
             // Sent again before any new output.
-            held: held.into_iter().map(|(_, node)| (Epoch(0), node)).collect(),
+            held: held.into_iter().map(|(_, node)| (Epoch(1), node)).collect(),
             session: None,
             rounds: 0,
             version,
@@ -797,7 +797,9 @@ impl<'a> World<'a> {
         guest.waiting = false;
         guest.rounds = guest.rounds.saturating_sub(1);
         let complete = guest.rounds == 0;
-        self.handle(host, Event::Sealed { complete, rx_next: 0, parts: 1, digest: 0 });
+        let released_through = guest.held.front().map_or(guest.epoch, |(e, _)| Epoch(e.0 - 1));
+        let sealed = Sealed { complete, released_through, rx_next: 0, parts: 1, digest: 0 };
+        self.handle(host, Event::Sealed(sealed));
         let Some(process) = self.process(host) else { return };
         let lag = process.host.status().lag;
         if let Some(guest) = &mut process.guest {
@@ -944,7 +946,7 @@ impl<'a> World<'a> {
             Fault::ArbiterFull { lasts } => self.arbiter_full_until = now + lasts,
             Fault::SidecarFull { host, lasts } => self.computers[host].sidecar_fails_until = now + lasts,
             Fault::ReplicaLost { host } => {
-                if self.now < self.computers[host].hung_until {
+                if self.now < self.computers[host].hung_until || self.role(host) != Some(RoleName::Backup) {
                     return;
                 }
                 let Some(process) = self.process(host) else { return };
