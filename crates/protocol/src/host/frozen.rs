@@ -157,7 +157,7 @@ impl Host {
     /// A weakened protocol takes a request for lost and goes back to what it did.
     pub(super) fn gave_up(&mut self, now: Time, why: Why) {
         if why == Why::Name {
-            self.primary_tick(now);
+            self.close_session(now, true);
             return;
         }
         let Some(record) = self.seat.view().copied() else { return };

@@ -76,7 +76,8 @@ impl Host {
             }
             _ => None,
         };
-        let named = self.seat.view().is_some_and(|r| r.heir.is_some()) && self.seat.is_idle();
+        // While a naming is under way all output is held, the unheld too.
+        let named = self.seat.view().is_some_and(|r| r.heir.is_some());
         let pass = if named { Pass::CommittedAndUnheld } else { Pass::Committed };
         Permit { pass, through, until }
     }

@@ -370,7 +370,7 @@ impl Host {
         }
     }
 
-    fn close_session(&mut self, now: Time, bye: bool) {
+    pub(super) fn close_session(&mut self, now: Time, bye: bool) {
         let Role::Primary(primary) = &mut self.role else { return };
         let Some(session) = primary.session.take() else { return };
         for candidate in &mut self.connected {

@@ -59,7 +59,7 @@ impl Fault {
             9 => Fault::Cut { path: 1, from: ARBITER, to: host, lasts: long },
             10 => Fault::Split { a: host, b: end, lasts: short },
             11 => Fault::Split { a: host, b: end, lasts: long },
-            12 => Fault::Isolate { host, lasts: long },
+            12 => Fault::Isolate { host, lasts: if random.chance(50) { short } else { long } },
             13 => Fault::Slow { from: host, to: end, slow: random.between(5, 150) * MS, lasts: long },
             14 => Fault::Lossy { lasts: long },
             15 => Fault::Reset { host },
