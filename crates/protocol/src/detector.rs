@@ -2,11 +2,13 @@
 //!
 //! Rules (DESIGN, "Detection"), and where each is kept:
 //!
-//! - Age counts from our own send time echoed back, so a late echo is not fresh: [`Peer::echoed`].
+//! - Age counts from our own send time echoed back, so a late echo is not fresh: `Peer::echoed`.
 //! - The backup's silence begins no earlier than the last time it vouched for the runner:
-//!   [`Peer::vouched`]. Why: the primary passes unheld output until `T_p` after it *sent* the
+//!   `Peer::vouched`. Why: the primary passes unheld output until `T_p` after it *sent* the
 //!   heartbeat whose echo it holds. The backup must count from when it gave that echo, or slow
 //!   packets in the other direction would let it claim too soon. An echo is thus a lease.
+//! - Nobody vouches for one who is not the runner, as far as he knows: a former heir that runs now
+//!   must not keep its former runner going ([`Detector::beat`]'s `vouch`).
 //! - Heartbeats attest that the epoch loop moves; one that does not is neither proof nor vouched
 //!   for.
 //! - Silence counts only while the observer ran on time and after it drained its sockets. That
@@ -29,6 +31,24 @@ const NOISE_LASTS: Duration = Duration::from_secs(10);
 /// A single delay is an accident; this many within [`NOISE_LASTS`] are a noisy host.
 const NOISE_COUNTS: usize = 3;
 
+/// A moment that proves life, and what of the time since then does not count.
+#[derive(Clone, Copy, Debug)]
+struct Proof {
+    at: Time,
+    /// Our own lateness since then.
+    forgiven: Duration,
+}
+
+impl Proof {
+    fn new(at: Time) -> Proof {
+        Proof { at, forgiven: Duration::ZERO }
+    }
+
+    fn silence(self, now: Time) -> Duration {
+        now.since(self.at).saturating_sub(self.forgiven)
+    }
+}
+
 /// What is known of one other incarnation.
 #[derive(Clone, Debug)]
 pub struct Peer {
@@ -37,15 +57,13 @@ pub struct Peer {
     /// When we last heard anything of it.
     pub heard: Time,
     /// The newest of our own send times that it has echoed while its loop moved.
-    pub echoed: Option<Time>,
+    echoed: Option<Proof>,
     /// When we last received a heartbeat that we vouch for.
-    pub vouched: Option<Time>,
+    vouched: Option<Proof>,
     /// The newest send time of its heartbeats, on its clock.
     newest: Time,
     /// The newest send time among those that said its loop moves: what we echo.
     moving: Option<Time>,
-    /// Our own lateness since the last proof of life.
-    forgiven: Duration,
     /// Its connection is closed.
     pub closed: bool,
     /// What it last said it does.
@@ -129,8 +147,9 @@ impl Detector {
         self.drained = drained;
         if gap > self.timing.heartbeat * 2 {
             if self.guards.on(Guard::OwnLateness) {
-                for peer in &mut self.peers {
-                    peer.forgiven += gap;
+                let proofs = self.peers.iter_mut().flat_map(|p| [&mut p.echoed, &mut p.vouched]);
+                for proof in proofs.flatten() {
+                    proof.forgiven += gap;
                 }
             }
             self.noticed(now, gap);
@@ -157,15 +176,13 @@ impl Detector {
         // proves nothing about now.
         if peer.moving.is_none_or(|newest| beat.sent > newest) {
             peer.moving = Some(beat.sent);
-            peer.vouched = Some(now);
-            peer.forgiven = Duration::ZERO;
+            peer.vouched = Some(Proof::new(now));
         }
         let Some(echo) = beat.echoes.iter().find(|e| e.of == me) else { return };
         // An echo of the future is a broken clock or a broken peer; it must not buy time.
         let sent = if own { echo.sent.min(now) } else { now };
-        if peer.echoed.is_none_or(|newest| sent > newest) {
-            peer.echoed = Some(sent);
-            peer.forgiven = Duration::ZERO;
+        if peer.echoed.is_none_or(|newest| sent > newest.at) {
+            peer.echoed = Some(Proof::new(sent));
             let round_trip = now.since(sent);
             if round_trip > self.timing.t_b / 2 {
                 self.noticed(now, round_trip);
@@ -183,16 +200,16 @@ impl Detector {
         self.sent.map(|sent| sent + self.timing.heartbeat)
     }
 
-    /// The heartbeat of now: `say` holds what the host says of itself; `vouch` is false while it
-    /// is frozen.
-    pub fn beat(&mut self, now: Time, say: Heartbeat, vouch: bool) -> Heartbeat {
+    /// The heartbeat of now: `say` holds what the host says of itself; `vouch` says for whom it
+    /// vouches.
+    pub fn beat(&mut self, now: Time, say: Heartbeat, vouch: impl Fn(&Peer) -> bool) -> Heartbeat {
         self.sent = Some(now);
         let moves = self.moves(now);
         let echo = |p: &Peer| p.moving.map(|sent| Echo { of: p.incarnation, sent });
-        let echoes = if vouch && moves {
+        let echoes = if moves {
             // Former incarnations fall silent and to the end.
             self.peers.sort_unstable_by_key(|p| std::cmp::Reverse(p.heard));
-            self.peers.iter().filter_map(echo).take(ECHOES_MAX).collect()
+            self.peers.iter().filter(|p| vouch(p)).filter_map(echo).take(ECHOES_MAX).collect()
         } else {
             Vec::new()
         };
@@ -207,12 +224,12 @@ impl Detector {
     /// Until when the primary may pass output on the word of `heir`: `T_p` after the send time of
     /// the newest heartbeat that it echoed.
     pub fn pass_until(&self, heir: Incarnation) -> Option<Time> {
-        self.peer(heir)?.echoed.map(|sent| sent + self.timing.t_p)
+        self.peer(heir)?.echoed.map(|proof| proof.at + self.timing.t_p)
     }
 
     /// How old our newest heartbeat is that `incarnation` echoed.
     pub fn echo_age(&self, now: Time, incarnation: Incarnation) -> Option<Duration> {
-        self.peer(incarnation)?.echoed.map(|sent| now.since(sent))
+        self.peer(incarnation)?.echoed.map(|proof| now.since(proof.at))
     }
 
     /// How long `incarnation` has been silent, as far as silence counts; nothing when it cannot
@@ -228,8 +245,9 @@ impl Detector {
         let Some(peer) = self.peer(incarnation) else { return Some(now.since(self.started)) };
         let leased = watch == Watch::Runner && self.guards.on(Guard::Lease);
         let vouched = if leased { peer.vouched } else { None };
-        let since = peer.echoed.max(vouched).unwrap_or(self.started);
-        Some(now.since(since).saturating_sub(peer.forgiven))
+        let proofs = [peer.echoed, vouched].into_iter().flatten();
+        let silence = proofs.map(|proof| proof.silence(now)).min();
+        Some(silence.unwrap_or_else(|| now.since(self.started)))
     }
 
     /// Whether the primary is to claim: its heir has been silent for `T_a`.
@@ -260,7 +278,6 @@ impl Detector {
                 vouched: None,
                 newest: Time(0),
                 moving: None,
-                forgiven: Duration::ZERO,
                 closed: false,
                 activity: Activity::Waiting,
                 whole: false,

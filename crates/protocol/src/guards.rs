@@ -87,6 +87,8 @@ guards! {
     OwnSendTime,
     /// The backup's silence begins no earlier than the last time it vouched for the runner.
     Lease,
+    /// A host vouches for nobody but the record's runner and those that it fills itself.
+    VouchForRunner,
     /// `T_p(1+ρ) < T_b(1−ρ)`.
     ClockRates,
     /// Heartbeats attest that the epoch loop moves.

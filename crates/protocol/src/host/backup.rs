@@ -247,7 +247,7 @@ impl Host {
         replica.lose();
         replica.stop_flow();
         if let Role::Frozen(frozen) = &mut self.role {
-            frozen.loaded(Load::Failed);
+            frozen.lost();
         }
         let sidecar = self.coming_sidecar().resyncing();
         self.store(sidecar, Then::Nothing);

@@ -1,6 +1,8 @@
 //! Frozen: a claim is under way, ours or the other side's. Nothing commits, nothing leaves,
 //! everything is kept until the record says `running`.
 
+use std::time::Duration;
+
 use crate::guards::Guard;
 use crate::id::Term;
 use crate::record::{Phase, Record};
@@ -25,11 +27,12 @@ pub(super) enum Kept {
 pub(super) struct Frozen {
     kept: Kept,
     load: Load,
+    failed_at: Time,
 }
 
 impl Frozen {
     pub(super) fn new(kept: Kept, load: Load) -> Frozen {
-        Frozen { kept, load }
+        Frozen { kept, load, failed_at: Time(0) }
     }
 
     pub(super) fn term(&self) -> Option<Term> {
@@ -76,11 +79,20 @@ impl Frozen {
         }
     }
 
-    pub(super) fn loaded(&mut self, load: Load) {
-        // A load that failed once has shown that this replica cannot be started from.
-        if self.load == Load::Going || load == Load::Failed {
+    pub(super) fn loaded(&mut self, now: Time, load: Load) {
+        if self.load == Load::Going {
             self.load = load;
+            self.failed_at = now;
         }
+    }
+
+    pub(super) fn lost(&mut self) {
+        self.load = Load::Failed;
+    }
+
+    /// Whether a replica that could not be loaded is worth another try.
+    fn may_retry(&self, now: Time, after: Duration) -> bool {
+        now.since(self.failed_at) >= after && self.replica().is_some_and(Replica::is_whole)
     }
 
     fn source(&self) -> Source {
@@ -101,6 +113,16 @@ impl Host {
         if self.is_me(record.runner) {
             match frozen.load {
                 Load::Done => self.ask_running(now, &record),
+                // Nobody else is left to start it.
+                Load::Failed if record.heir.is_none() => {
+                    if frozen.may_retry(now, self.config.timing.t_c) {
+                        let source = frozen.source();
+                        if let Role::Frozen(frozen) = &mut self.role {
+                            frozen.load = Load::Going;
+                        }
+                        self.act(Action::Load(source));
+                    }
+                }
                 Load::Failed => self.hand_back(now, &record),
                 Load::Going | Load::No => {}
             }

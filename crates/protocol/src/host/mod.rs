@@ -240,19 +240,28 @@ impl Host {
         if self.detector.due().is_some_and(|due| due > now) {
             return;
         }
-        let (activity, whole, vouch) = match &self.role {
+        let (activity, whole, moves) = match &self.role {
             Role::Waiting(_) => (Activity::Waiting, false, true),
             Role::Backup(replica) => (Activity::Backup, replica.is_whole(), true),
-            // Losing the other side is not permission: a frozen host keeps nobody else going.
             Role::Frozen(f) => (Activity::Frozen, f.usable(), !self.guards.on(Guard::Freeze)),
             Role::Primary(_) => (Activity::Primary, true, true),
             Role::Ended => return,
+        };
+        let record = self.seat.view().copied();
+        let (me, careless) = (self.me, !self.guards.on(Guard::VouchForRunner));
+        // A runner vouches for those that it fills or could fill, all others for the runner. A
+        // frozen host keeps nobody going: losing the other side is not permission.
+        let vouch = |peer: &crate::detector::Peer| {
+            let fillable = matches!(peer.activity, Activity::Waiting | Activity::Backup);
+            let runner = record.map(|r| r.runner);
+            let right = if runner == Some(me) { fillable } else { runner == Some(peer.incarnation) };
+            moves && (right || careless)
         };
         let say = Heartbeat {
             machine: self.config.machine,
             from: self.me,
             sent: now,
-            moves: vouch,
+            moves,
             activity,
             whole,
             generation: self.seat.view().map_or(Generation(0), |r| r.generation),

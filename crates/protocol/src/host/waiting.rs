@@ -164,7 +164,7 @@ impl Host {
                 self.waiting_tick(now);
             }
             Role::Frozen(frozen) => {
-                frozen.loaded(load);
+                frozen.loaded(now, load);
                 self.frozen_tick(now);
             }
             _ => {}

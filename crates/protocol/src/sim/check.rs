@@ -46,6 +46,13 @@ impl World<'_> {
             self.broke(Broken::NotWhole);
             return None;
         }
+        let (loaded, promoted) = (process.loaded, process.promoted);
+        if !loaded && source != Source::Paused {
+            self.broke(Broken::CannotStart);
+        }
+        if promoted {
+            self.history.accept_loss(tip);
+        }
         match source {
             Source::Cold => {
                 self.outcome.boots += 1;
@@ -58,6 +65,7 @@ impl World<'_> {
             Source::Paused if !self.history.may_start(tip) => self.broke(Broken::TwoHistories),
             Source::Paused => {}
         }
+        self.computers[host].process.as_mut()?.promoted = false;
         Some(tip)
     }
 
@@ -86,6 +94,9 @@ impl World<'_> {
             return;
         };
         let (term, epoch) = (replica.term.0.0, replica.epoch.0);
+        if self.computers[host].process.as_ref().is_some_and(|p| p.promoted) {
+            return;
+        }
         let lost = self.unheld_passed.iter().rev().take(200).any(|&node| {
             let operation = self.history.get(node);
             operation.term == term && operation.epoch > epoch + 2 && !self.history.contains(tip, node)
@@ -100,6 +111,57 @@ impl World<'_> {
         }
         if forgotten {
             self.broke(Broken::LostInFlight);
+        }
+    }
+
+    /// A process drops what it has. Somebody else must have been put to `running` before.
+    pub(super) fn check_drop(&mut self, host: usize) {
+        let Some(process) = &self.computers[host].process else { return };
+        let replica = process.replica.as_ref().filter(|r| r.whole);
+        let newest = match (&process.guest, replica) {
+            (Some(guest), _) => guest.term.0.0 >= self.decided,
+            (None, Some(replica)) => {
+                replica.term.0.0 >= self.decided && self.stored.heir == Some(process.me)
+            }
+            (None, None) => false,
+        };
+        if newest {
+            self.broke(Broken::Dropped);
+        }
+    }
+
+    /// A process drops its replica to be filled anew. The record must not name it.
+    pub(super) fn check_prepare(&mut self, host: usize) {
+        let Some(process) = &self.computers[host].process else { return };
+        let whole = process.replica.as_ref().is_some_and(|r| r.whole);
+        if whole && self.stored.heir == Some(process.me) {
+            self.broke(Broken::Dropped);
+        }
+    }
+
+    /// The record has changed.
+    pub(super) fn check_record(&mut self) {
+        if self.stored.phase == Phase::Running {
+            if self.before.phase == Phase::Claimed {
+                self.decided = self.stored.generation.0;
+            }
+            return;
+        }
+        let runner = self.incarnation(self.stored.runner);
+        let promoted = runner.is_some_and(|(_, p)| p.promoted);
+        if let Some((host, process)) = runner
+            && promoted
+        {
+            let replica = process.replica.as_ref().map(|r| r.state);
+            self.history.accept_loss(replica.unwrap_or(self.computers[host].disk.image));
+        }
+        let named = [Some(self.before.runner), self.before.heir];
+        let left_out = named.into_iter().flatten().any(|i| {
+            let whole = self.incarnation(i).is_some_and(|(_, p)| p.host.status().whole);
+            whole && !self.stored.names(i)
+        });
+        if left_out && !promoted {
+            self.broke(Broken::Forgotten);
         }
     }
 
@@ -230,7 +292,7 @@ impl World<'_> {
         let until = self.now + self.random.between(120, 400) * MS;
         let primary = self.runner().unwrap_or(0);
         let heir = self.stored.heir.and_then(|heir| self.incarnation(heir)).map(|(host, _)| host);
-        let kind = self.random.index(4);
+        let kind = self.random.index(5);
         self.tell(|| format!("--- disturbance {kind} of the heir, {heir:?} ---"));
         let heir = heir.unwrap_or(primary);
         match kind {
@@ -240,6 +302,11 @@ impl World<'_> {
                 let path = self.random.index(2);
                 self.cut(path, primary, heir, until);
                 self.cut(path, heir, primary, until);
+            }
+            // Longer than T_a and hardly T_b: it comes back to a heir that is well.
+            3 => {
+                let until = self.now + self.random.between(75, 95) * MS;
+                self.hang(primary, until);
             }
             _ => {}
         }
@@ -261,6 +328,8 @@ impl World<'_> {
                 for other in (0..=HOSTS).filter(|&other| other != primary) {
                     self.split(primary, other, returns);
                 }
+                // The heir's end of the connection may notice at once.
+                self.reset(primary);
             }
         }
         self.stage = Stage::Lost(primary, self.now);

@@ -75,6 +75,10 @@ pub(super) struct Process {
     /// The newest state that this process ever committed as a backup.
     pub(super) committed: Node,
     pub(super) links: [Option<Link>; HOSTS],
+    /// What was loaded last can be run.
+    pub(super) loaded: bool,
+    /// The operator accepted a loss for it.
+    pub(super) promoted: bool,
     /// Applying was stopped by a freeze.
     pub(super) frozen: bool,
     /// This process can load nothing: what a trial is for.

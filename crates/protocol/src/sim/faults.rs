@@ -37,6 +37,8 @@ pub(super) enum Fault {
     SidecarFull { host: usize, lasts: u64 },
     /// A backup finds its replica broken.
     ReplicaLost { host: usize },
+    /// All other hosts lose power, and the operator promotes this one.
+    Abandon { host: usize, returns: u64 },
     /// The next machines loaded on a host fail.
     LoadFails { host: usize, lasts: u64 },
 }
@@ -47,7 +49,7 @@ impl Fault {
         let other = (host + 1 + random.index(HOSTS - 1)) % HOSTS;
         let end = if random.chance(40) { ARBITER } else { other };
         let (short, long) = (random.between(20, 200) * MS, random.between(50, 1500) * MS);
-        match random.index(20) {
+        match random.index(21) {
             0 => Fault::PowerOff { host, returns: long },
             1 | 2 => Fault::Kill { host, returns: random.between(10, 700) * MS },
             3 => Fault::Hang { host, lasts: short },
@@ -69,6 +71,7 @@ impl Fault {
                 0 => Fault::SidecarFull { host, lasts: short },
                 _ => Fault::ReplicaLost { host },
             },
+            19 if random.chance(40) => Fault::Abandon { host, returns: long + 300 * MS },
             _ => Fault::LoadFails { host, lasts: long },
         }
     }

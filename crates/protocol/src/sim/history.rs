@@ -81,10 +81,15 @@ impl History {
     /// durable before is in it. What only memory held is then accepted as lost.
     pub(super) fn may_boot(&mut self, disk: Node) -> bool {
         let held = self.contains(disk, self.nodes[self.released].flushed);
-        while !self.contains(disk, self.released) {
+        self.accept_loss(disk);
+        held
+    }
+
+    /// The operator accepts the loss of what is not in this state.
+    pub(super) fn accept_loss(&mut self, state: Node) {
+        while !self.contains(state, self.released) {
             self.released = self.nodes[self.released].parent;
         }
-        held
     }
 
     /// The operations from `tip` back, at most `limit` of them.

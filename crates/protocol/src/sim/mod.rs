@@ -45,6 +45,12 @@ pub enum Broken {
     UnheldLoss,
     /// Held output was neither released nor sent again.
     LostInFlight,
+    /// A host whose machine cannot be loaded was put to `running`.
+    CannotStart,
+    /// The newest state was dropped although nobody else had been put to `running`.
+    Dropped,
+    /// A claim took a live host with the newest state out of the record.
+    Forgotten,
     /// Two starts in one term.
     TwoStarts,
     /// A cold boot although a live heir held the newest state.
@@ -72,6 +78,9 @@ impl fmt::Display for Broken {
             Broken::TwoSenders => "two hosts sent at once",
             Broken::UnheldLoss => "unheld output lost beyond bounds",
             Broken::LostInFlight => "held output lost in flight",
+            Broken::CannotStart => "put to running where it cannot start",
+            Broken::Dropped => "newest state dropped too early",
+            Broken::Forgotten => "a live host with the newest state left out of the record",
             Broken::TwoStarts => "two starts in one term",
             Broken::ColdBeatLive => "a cold boot beat a live heir",
             Broken::Unbounded => "more than one epoch uncommitted",
@@ -128,8 +137,8 @@ fn timing(guards: Guards) -> Timing {
         rho_ppm: 50_000,
     };
     if !guards.on(Guard::ClockRates) {
-        timing.t_p = ms(99);
-        timing.t_a = ms(99);
+        timing.t_p = ms(120);
+        timing.t_a = ms(120);
     }
     timing
 }
@@ -165,6 +174,8 @@ enum Happening {
     StartArbiter,
     /// A hang is over.
     Wake { host: usize, life: u64 },
+    /// The operator promotes a host, if nobody else is there.
+    Promote { host: usize },
     /// The sidecar reaches the disk.
     Sidecar { host: usize, life: u64, sidecar: Box<crate::sidecar::Sidecar> },
 }

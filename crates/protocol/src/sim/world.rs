@@ -72,6 +72,8 @@ pub(super) struct World<'a> {
     arbiter_life: u64,
     arbiter_full_until: u64,
     pub(super) stored: Record,
+    /// The newest term that was decided, started or not.
+    pub(super) decided: u64,
     /// The record before the present one.
     pub(super) before: Record,
     pub(super) history: History,
@@ -99,7 +101,7 @@ impl<'a> World<'a> {
                 disk: Disk { sidecar, image: 0, mixed: !first },
                 life: 0,
                 offset: random.between(1, 1 << 40),
-                rate: i64::try_from(random.between(0, 98_000)).unwrap_or(0) - 49_000,
+                rate: [-49_000, 0, 10, 49_000][random.index(4)],
                 hung_until: 0,
                 backlog_until: 0,
                 stuck_until: 0,
@@ -126,6 +128,7 @@ impl<'a> World<'a> {
             arbiter_full_until: 0,
             stored: record,
             before: record,
+            decided: 0,
             history: History::new(),
             unheld_passed: Vec::new(),
             stage: Stage::Faults,
@@ -258,6 +261,17 @@ impl<'a> World<'a> {
                     self.arbiter = Some(Arbiter::new([self.stored]).with_guards(self.guards));
                 }
             }
+            Happening::Promote { host } => {
+                let others = (0..HOSTS).filter(|&other| other != host);
+                let alone = others.into_iter().all(|other| self.computers[other].process.is_none());
+                let ready = matches!(self.role(host), Some(RoleName::Waiting | RoleName::Backup));
+                if alone && ready && self.now >= self.computers[host].hung_until {
+                    if let Some(process) = self.process(host) {
+                        process.promoted = true;
+                    }
+                    self.handle(host, Event::Promote);
+                }
+            }
             Happening::Sidecar { host, life, sidecar } if self.alive(host, life) => {
                 let ok = self.now >= self.computers[host].sidecar_fails_until;
                 if ok {
@@ -299,6 +313,8 @@ impl<'a> World<'a> {
             arrived: None,
             committed: 0,
             links: [None; HOSTS],
+            loaded: false,
+            promoted: false,
             frozen: false,
             broken,
             lies_since: None,
@@ -417,17 +433,23 @@ impl<'a> World<'a> {
             Action::Load(source) => {
                 let flaky = self.now < self.computers[host].load_fails_until;
                 let broken = self.process(host).is_some_and(|p| p.broken) && source != Source::Cold;
-                let event = Box::new(Event::Loaded(!flaky && !broken));
+                let ok = !flaky && !broken;
+                if let Some(process) = self.process(host) {
+                    process.loaded = ok;
+                }
+                let event = Box::new(Event::Loaded(ok));
                 self.soon(MS, 20 * MS, Happening::Done { host, life, event });
             }
             Action::Run { source, term } => self.run_term(host, source, term),
             Action::Discard => {
+                self.check_drop(host);
                 let Some(process) = self.process(host) else { return };
                 process.guest = None;
                 process.replica = None;
                 process.frozen = false;
             }
             Action::Prepare(session) => {
+                self.check_prepare(host);
                 let Some(process) = self.process(host) else { return };
                 process.guest = None;
                 process.frozen = false;
@@ -650,8 +672,11 @@ impl<'a> World<'a> {
         // A write that was reported as failed may yet be found after a restart.
         if ok || self.random.chance(50) {
             self.tell(|| format!("arbiter: {record:?}{}", if ok { "" } else { " (reported as failed)" }));
-            self.before = self.stored;
+            if let Some(before) = self.arbiter.as_ref().and_then(|a| a.record(MACHINE)) {
+                self.before = *before;
+            }
             self.stored = *record;
+            self.check_record();
         }
         let event = if ok { arbiter::Event::Stored(MACHINE) } else { arbiter::Event::NotStored(MACHINE) };
         // It may also crash between the write and the answer.
@@ -869,6 +894,18 @@ impl<'a> World<'a> {
         }
     }
 
+    pub(super) fn reset(&mut self, host: usize) {
+        let Some(process) = &self.computers[host].process else { return };
+        let links: Vec<(usize, u64)> =
+            (0..HOSTS).filter_map(|other| process.links[other].map(|l| (other, l.number))).collect();
+        for (other, number) in links {
+            for end in [host, other] {
+                let life = self.computers[end].life;
+                self.soon(0, 20 * MS, Happening::Closed { host: end, life, number });
+            }
+        }
+    }
+
     fn heal(&mut self) {
         self.tell(|| "--- the faults stop ---".into());
         self.stage = Stage::Calm(self.now);
@@ -927,18 +964,7 @@ impl<'a> World<'a> {
                 }
                 self.path_trouble = self.path_trouble.max(now + lasts);
             }
-            Fault::Reset { host } => {
-                let Some(process) = &self.computers[host].process else { return };
-                let links: Vec<(usize, u64)> = (0..HOSTS)
-                    .filter_map(|other| process.links[other].map(|l| (other, l.number)))
-                    .collect();
-                for (other, number) in links {
-                    for end in [host, other] {
-                        let life = self.computers[end].life;
-                        self.soon(0, 20 * MS, Happening::Closed { host: end, life, number });
-                    }
-                }
-            }
+            Fault::Reset { host } => self.reset(host),
             Fault::ArbiterDown { returns } => {
                 self.arbiter = None;
                 self.at(now + returns, Happening::StartArbiter);
@@ -954,6 +980,15 @@ impl<'a> World<'a> {
                     replica.whole = false;
                     self.computers[host].disk.mixed = true;
                     self.handle(host, Event::ReplicaLost);
+                }
+            }
+            Fault::Abandon { host, returns } => {
+                for other in (0..HOSTS).filter(|&other| other != host) {
+                    self.kill(other, true);
+                    self.at(now + returns, Happening::Start { host: other });
+                }
+                for wait in [40, 200, 400] {
+                    self.at(now + wait * MS, Happening::Promote { host });
                 }
             }
             Fault::LoadFails { host, lasts } => self.computers[host].load_fails_until = now + lasts,
