@@ -25,29 +25,13 @@ use crate::timing::Timing;
 
 /// Incarnations remembered at a time; the one heard longest ago makes room.
 const PEERS_MAX: usize = 8;
+/// Gaps remembered in which the observer did not run.
+const LATE_MAX: usize = 16;
 /// Delays remembered for the adaptive `T_b`, and for how long.
 const NOISE_MAX: usize = 8;
 const NOISE_LASTS: Duration = Duration::from_secs(10);
 /// A single delay is an accident; this many within [`NOISE_LASTS`] are a noisy host.
 const NOISE_COUNTS: usize = 3;
-
-/// A moment that proves life, and what of the time since then does not count.
-#[derive(Clone, Copy, Debug)]
-struct Proof {
-    at: Time,
-    /// Our own lateness since then.
-    forgiven: Duration,
-}
-
-impl Proof {
-    fn new(at: Time) -> Proof {
-        Proof { at, forgiven: Duration::ZERO }
-    }
-
-    fn silence(self, now: Time) -> Duration {
-        now.since(self.at).saturating_sub(self.forgiven)
-    }
-}
 
 /// What is known of one other incarnation.
 #[derive(Clone, Debug)]
@@ -57,9 +41,9 @@ pub struct Peer {
     /// When we last heard anything of it.
     pub heard: Time,
     /// The newest of our own send times that it has echoed while its loop moved.
-    echoed: Option<Proof>,
+    echoed: Option<Time>,
     /// When we last received a heartbeat that we vouch for.
-    vouched: Option<Proof>,
+    vouched: Option<Time>,
     /// The newest send time of its heartbeats, on its clock.
     newest: Time,
     /// The newest send time among those that said its loop moves: what we echo.
@@ -94,6 +78,8 @@ pub struct Detector {
     drained: bool,
     sent: Option<Time>,
     loop_turned: Time,
+    /// When the observer did not run: from, to.
+    late: Vec<(Time, Time)>,
     noise: Vec<(Time, Duration)>,
     t_b: Duration,
 }
@@ -114,6 +100,7 @@ impl Detector {
             drained: true,
             sent: None,
             loop_turned: now,
+            late: Vec::with_capacity(LATE_MAX),
             noise: Vec::with_capacity(NOISE_MAX),
             t_b: timing.t_b,
         }
@@ -146,12 +133,10 @@ impl Detector {
         self.ticked = now;
         self.drained = drained;
         if gap > self.timing.heartbeat * 2 {
-            if self.guards.on(Guard::OwnLateness) {
-                let proofs = self.peers.iter_mut().flat_map(|p| [&mut p.echoed, &mut p.vouched]);
-                for proof in proofs.flatten() {
-                    proof.forgiven += gap;
-                }
+            if self.late.len() == LATE_MAX {
+                self.late.remove(0);
             }
+            self.late.push((now - gap, now));
             self.noticed(now, gap);
         }
         self.adapt(now)
@@ -176,13 +161,13 @@ impl Detector {
         // proves nothing about now.
         if peer.moving.is_none_or(|newest| beat.sent > newest) {
             peer.moving = Some(beat.sent);
-            peer.vouched = Some(Proof::new(now));
+            peer.vouched = Some(now);
         }
         let Some(echo) = beat.echoes.iter().find(|e| e.of == me) else { return };
         // An echo of the future is a broken clock or a broken peer; it must not buy time.
         let sent = if own { echo.sent.min(now) } else { now };
-        if peer.echoed.is_none_or(|newest| sent > newest.at) {
-            peer.echoed = Some(Proof::new(sent));
+        if peer.echoed.is_none_or(|newest| sent > newest) {
+            peer.echoed = Some(sent);
             let round_trip = now.since(sent);
             if round_trip > self.timing.t_b / 2 {
                 self.noticed(now, round_trip);
@@ -224,12 +209,12 @@ impl Detector {
     /// Until when the primary may pass output on the word of `heir`: `T_p` after the send time of
     /// the newest heartbeat that it echoed.
     pub fn pass_until(&self, heir: Incarnation) -> Option<Time> {
-        self.peer(heir)?.echoed.map(|proof| proof.at + self.timing.t_p)
+        self.peer(heir)?.echoed.map(|sent| sent + self.timing.t_p)
     }
 
     /// How old our newest heartbeat is that `incarnation` echoed.
     pub fn echo_age(&self, now: Time, incarnation: Incarnation) -> Option<Duration> {
-        self.peer(incarnation)?.echoed.map(|proof| now.since(proof.at))
+        self.peer(incarnation)?.echoed.map(|sent| now.since(sent))
     }
 
     /// How long `incarnation` has been silent, as far as silence counts; nothing when it cannot
@@ -245,9 +230,8 @@ impl Detector {
         let Some(peer) = self.peer(incarnation) else { return Some(now.since(self.started)) };
         let leased = watch == Watch::Runner && self.guards.on(Guard::Lease);
         let vouched = if leased { peer.vouched } else { None };
-        let proofs = [peer.echoed, vouched].into_iter().flatten();
-        let silence = proofs.map(|proof| proof.silence(now)).min();
-        Some(silence.unwrap_or_else(|| now.since(self.started)))
+        let since = peer.echoed.max(vouched).unwrap_or(self.started);
+        Some(now.since(since).saturating_sub(self.late_since(since)))
     }
 
     /// Whether the primary is to claim: its heir has been silent for `T_a`.
@@ -262,6 +246,15 @@ impl Detector {
         let shorten = closed && (!unheld || !self.guards.on(Guard::ClosedOnlyHeld));
         let enough = if shorten { self.timing.t_closed } else { self.t_b };
         self.silence(now, runner, Watch::Runner).is_some_and(|silence| silence >= enough)
+    }
+
+    /// For how long since `since` the observer did not run. A proof of life may arrive after such
+    /// a gap and be from before it.
+    fn late_since(&self, since: Time) -> Duration {
+        if !self.guards.on(Guard::OwnLateness) {
+            return Duration::ZERO;
+        }
+        self.late.iter().map(|(from, to)| to.since(since.max(*from))).sum()
     }
 
     fn entry(&mut self, now: Time, incarnation: Incarnation) -> &mut Peer {
