@@ -10,10 +10,15 @@
 //! At every step DESIGN's invariants 1 to 4 are checked against what really happened.
 
 mod check;
+mod court;
 mod engine;
 mod faults;
+mod guest;
 mod history;
+mod links;
+mod mishaps;
 mod network;
+mod perform;
 mod random;
 mod world;
 
