@@ -187,18 +187,19 @@ impl Detector {
 
     /// The heartbeat of now: `say` holds what the host says of itself; `vouch` says for whom it
     /// vouches.
-    pub fn beat(&mut self, now: Time, say: Heartbeat, vouch: impl Fn(&Peer) -> bool) -> Heartbeat {
+    pub fn beat(&mut self, now: Time, mut say: Heartbeat, vouch: impl Fn(&Peer) -> bool) -> Heartbeat {
         self.sent = Some(now);
-        let moves = self.moves(now);
-        let echo = |p: &Peer| p.moving.map(|sent| Echo { of: p.incarnation, sent });
-        let echoes = if moves {
+        say.sent = now;
+        say.moves &= self.moves(now);
+        say.echoes.clear();
+        if say.moves {
             // Former incarnations fall silent and to the end.
             self.peers.sort_unstable_by_key(|p| std::cmp::Reverse(p.heard));
-            self.peers.iter().filter(|p| vouch(p)).filter_map(echo).take(ECHOES_MAX).collect()
-        } else {
-            Vec::new()
-        };
-        Heartbeat { sent: now, moves: say.moves && moves, echoes, ..say }
+            let echo = |p: &Peer| p.moving.map(|sent| Echo { of: p.incarnation, sent });
+            let vouched = self.peers.iter().filter(|p| vouch(p)).filter_map(echo);
+            say.echoes.extend(vouched.take(ECHOES_MAX));
+        }
+        say
     }
 
     /// Whether our own epoch loop moves.

@@ -67,6 +67,7 @@ pub struct Generation(pub u64);
 
 impl Generation {
     /// The generation after this one.
+    #[must_use]
     pub fn next(self) -> Generation {
         Generation(self.0.saturating_add(1))
     }
@@ -96,6 +97,7 @@ pub struct Epoch(pub u64);
 
 impl Epoch {
     /// The epoch after this one.
+    #[must_use]
     pub fn next(self) -> Epoch {
         Epoch(self.0.saturating_add(1))
     }

@@ -109,9 +109,14 @@ impl Host {
                 self.freeze();
                 self.frozen_learned(now, record);
             }
-        } else if record.phase == Phase::Running && record.runner != runner {
-            self.drop_all(now);
-        } else if record.phase == Phase::Claimed && !self.guards.on(Guard::KeepUntilRunning) {
+            return;
+        }
+        let replaced = match record.phase {
+            Phase::Running => record.runner != runner,
+            // Kept until the claim's winner runs.
+            Phase::Claimed => !self.guards.on(Guard::KeepUntilRunning),
+        };
+        if replaced {
             self.drop_all(now);
         }
     }

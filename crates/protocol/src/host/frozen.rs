@@ -35,10 +35,10 @@ impl Frozen {
         Frozen { kept, load, failed_at: Time(0) }
     }
 
-    pub(super) fn term(&self) -> Option<Term> {
+    pub(super) fn term(&self) -> Term {
         match &self.kept {
-            Kept::Machine(primary) => Some(primary.term),
-            Kept::Replica(replica) => Some(replica.term),
+            Kept::Machine(primary) => primary.term,
+            Kept::Replica(replica) => replica.term,
         }
     }
 

@@ -16,9 +16,18 @@
 //!                                                └─────────┘
 //! ```
 //!
-//! Nothing but a won `running` leads to *Primary*: see [`Host::learned`] in `seat.rs`'s caller
-//! below. The files follow the roles: `waiting`, `primary`, `backup`, `frozen`; `seat` keeps the
-//! view of the record and the one request whose outcome is unknown.
+//! Nothing but a won `running` leads to *Primary* (`Host::launch`). The files follow the roles:
+//! `waiting`, `primary`, `backup`, `frozen`; `seat` keeps the view of the record and the one request
+//! whose outcome is unknown; `permit` says what may leave; `storing` writes the sidecar.
+//!
+//! # Driving it
+//!
+//! An engine keeps one [`Host`] behind a mutex. The heartbeat thread gives it [`Event::Tick`] by
+//! [`Host::deadline`], after it has read its sockets; the epoch loop gives it
+//! [`Event::LoopTurned`] at each turn; what arrives becomes an event. After each event the caller
+//! takes [`Host::poll`] until it is empty, before it lets go of the mutex, and hands each action to
+//! the thread that owns it. [`Permit`] is published to the thread that writes to the tap, which
+//! checks it right before each frame.
 
 mod api;
 mod backup;
@@ -48,7 +57,7 @@ use crate::detector::Detector;
 use crate::guards::{Guard, Guards};
 use crate::heartbeat::{Activity, Heartbeat};
 use crate::id::{Epoch, Generation, Incarnation, Term};
-use crate::record::{Phase, Record, Right};
+use crate::record::{Phase, Record, Refusal, Right};
 use crate::sidecar::Sidecar;
 use crate::time::Time;
 use crate::timing::TimingError;
@@ -84,6 +93,8 @@ pub struct Host {
     permit: Permit,
     protected: Option<Time>,
     unreachable: bool,
+    /// What the arbiter's last answer had to complain about.
+    trouble: Option<Notice>,
 }
 
 impl Host {
@@ -133,6 +144,7 @@ impl Host {
             permit: Permit::nothing(),
             protected: None,
             unreachable: false,
+            trouble: None,
             config,
         };
         host.read(now);
@@ -149,7 +161,7 @@ impl Host {
             Event::Arbiter(answer) => self.answered(now, &answer),
             Event::Connected(peer) => self.connection(now, peer, true),
             Event::Closed(peer) => self.connection(now, peer, false),
-            Event::Message { from, message } => self.message(now, from, message),
+            Event::Message { from, message } => self.message(now, from, &message),
             Event::Sealed(sealed) => self.sealed(sealed),
             Event::Tried { session, loaded } => self.tried(session, loaded),
             Event::ReplicaLost => self.replica_lost(),
@@ -190,7 +202,7 @@ impl Host {
         let (role, term, epoch, lag, whole) = match &self.role {
             Role::Waiting(_) => (RoleName::Waiting, None, Epoch(0), 0, false),
             Role::Backup(r) => (RoleName::Backup, Some(r.term), r.received, 0, r.is_whole()),
-            Role::Frozen(f) => (RoleName::Frozen, f.term(), Epoch(0), 0, f.usable()),
+            Role::Frozen(f) => (RoleName::Frozen, Some(f.term()), Epoch(0), 0, f.usable()),
             Role::Primary(p) => (RoleName::Primary, Some(p.term), p.running, p.lag(), true),
             Role::Ended => (RoleName::Ended, None, Epoch(0), 0, false),
         };
@@ -304,14 +316,21 @@ impl Host {
         if answer.machine != self.config.machine || answer.to != self.me {
             return;
         }
-        if let Some(refusal) = answer.refusal
-            && refusal != crate::record::Refusal::Generation
-        {
-            self.notice(Notice::Refused(refusal));
+        let news = self.seat.learn(now, answer);
+        // Said once, not at every try.
+        let trouble = match (news, answer.refusal) {
+            (News::Lower { record }, _) => Some(Notice::RecordLost { record }),
+            (_, None | Some(Refusal::Generation)) => None,
+            (_, Some(refusal)) => Some(Notice::Refused(refusal)),
+        };
+        if trouble != self.trouble {
+            self.trouble = trouble;
+            if let Some(trouble) = trouble {
+                self.notice(trouble);
+            }
         }
-        match self.seat.learn(now, answer) {
-            News::None => {}
-            News::Lower { record } => self.notice(Notice::RecordLost { record }),
+        match news {
+            News::None | News::Lower { .. } => {}
             News::Record { settled } => self.learned(now, settled),
             News::GaveUp(why) => self.gave_up(now, why),
         }

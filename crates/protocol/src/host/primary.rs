@@ -261,12 +261,12 @@ impl Host {
     }
 
     /// A message arrived on the link.
-    pub(super) fn message(&mut self, now: Time, from: Incarnation, message: Message) {
-        match message {
+    pub(super) fn message(&mut self, now: Time, from: Incarnation, message: &Message) {
+        match *message {
             Message::Begin { session, term, generation } if session.runner == from => {
                 self.begin(now, session, term, generation);
             }
-            Message::Checkpoint(checkpoint) => self.checkpoint(from, &checkpoint),
+            Message::Checkpoint(ref checkpoint) => self.checkpoint(from, checkpoint),
             Message::Ready(session) => {
                 if let Some(s) = self.session(from, session)
                     && s.stage == Stage::Offered

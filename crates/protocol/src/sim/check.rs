@@ -28,6 +28,9 @@ impl World<'_> {
     /// A term begins. Says from which state, unless that is already the end of the run.
     pub(super) fn check_start(&mut self, host: usize, source: Source, term: Term) -> Option<Node> {
         self.outcome.terms += 1;
+        if let Stage::Stopped(_) = self.stage {
+            self.broke(Broken::Resurrected);
+        }
         if term.0.0 <= self.history.newest_term {
             self.broke(Broken::TwoStarts);
         }
@@ -254,7 +257,6 @@ impl World<'_> {
     /// Moves the run on. True when it is over.
     pub(super) fn progress(&mut self) -> bool {
         match self.stage {
-            Stage::Faults => {}
             Stage::Calm(since) => {
                 if self.now > since + 300 * MS && self.protected().is_some() {
                     self.disturb();
@@ -276,13 +278,14 @@ impl World<'_> {
                     self.broke(Broken::NoTakeover);
                 }
             }
+            Stage::Stopped(until) if self.now > until => return true,
             Stage::After(until) if self.now > until => {
                 if self.runner().is_none() {
                     self.broke(Broken::NobodyRuns);
                 }
                 return true;
             }
-            Stage::Disturbed(_) | Stage::After(_) => {}
+            Stage::Faults | Stage::Disturbed(_) | Stage::After(_) | Stage::Stopped(_) => {}
         }
         false
     }
@@ -315,7 +318,7 @@ impl World<'_> {
 
     /// The primary of a protected machine is lost.
     fn lose(&mut self, primary: usize) {
-        let kind = self.random.index(4);
+        let kind = self.random.index(5);
         self.tell(|| format!("--- the primary, {primary}, is lost: {kind} ---"));
         let returns = self.now + 1_000 * MS;
         match kind {
@@ -324,6 +327,10 @@ impl World<'_> {
                 self.kill(primary, kind == 0);
             }
             2 => self.computers[primary].stuck_until = returns,
+            3 => {
+                self.stage = Stage::Stopped(self.now + 1_500 * MS);
+                return self.handle(primary, crate::host::Event::Stop);
+            }
             _ => {
                 for other in (0..=HOSTS).filter(|&other| other != primary) {
                     self.split(primary, other, returns);

@@ -10,7 +10,7 @@ use super::world::{MACHINE, Stage, World};
 use super::{Happening, MS};
 
 impl World<'_> {
-    pub(super) fn to_arbiter(&mut self, host: usize, request: &Request) {
+    pub(super) fn ask_arbiter(&mut self, host: usize, request: &Request) {
         let arrivals = self.network.datagram(self.now, 1, host, ARBITER, &mut self.random);
         for at in arrivals.into_iter().flatten() {
             self.at(at, Happening::Request(Box::new(request.clone())));

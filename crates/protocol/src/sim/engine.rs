@@ -64,6 +64,7 @@ pub(super) struct Replica {
 
 /// One process.
 #[derive(Debug)]
+#[allow(clippy::struct_excessive_bools)]
 pub(super) struct Process {
     pub(super) host: Host,
     pub(super) me: Incarnation,

@@ -90,31 +90,29 @@ impl World<'_> {
 
     pub(super) fn connect(&mut self, a: usize, b: usize) {
         self.soon(20 * MS, 60 * MS, Happening::Connect { a, b });
-        let cut = [(a, b), (b, a)].iter().any(|&(x, y)| self.network.paths[0][x][y].is_cut(self.now));
-        let hung = [a, b].iter().any(|&h| self.now < self.computers[h].hung_until);
-        let ends = (&self.computers[a].process, &self.computers[b].process);
-        let live = match ends {
-            (Some(x), Some(y)) => {
-                let link = (x.links[b], y.links[a]);
-                let (Some(p), Some(q)) = link else { return self.reconnect(a, b, cut || hung) };
-                p.number == q.number && p.peer == y.me && q.peer == x.me
-            }
-            _ => true,
-        };
-        if !live {
-            return self.reconnect(a, b, cut || hung);
-        }
-        if cut || hung || self.computers[a].process.is_none() || self.computers[b].process.is_none() {
-            // Each end gives up by itself, in its own time.
-            for (host, other) in [(a, b), (b, a)] {
-                let life = self.computers[host].life;
-                let link = self.computers[host].process.as_ref().and_then(|p| p.links[other]);
-                if let Some(link) = link
-                    && self.random.chance(6)
-                {
-                    self.at(self.now, Happening::Closed { host, life, number: link.number });
+        let cut = self.network.paths[0][a][b].is_cut(self.now) || self.network.paths[0][b][a].is_cut(self.now);
+        let hung = self.now < self.computers[a].hung_until.max(self.computers[b].hung_until);
+        let (first, second) = (&self.computers[a].process, &self.computers[b].process);
+        if let (Some(first), Some(second)) = (first, second) {
+            let whole = match (first.links[b], second.links[a]) {
+                (Some(there), Some(back)) => {
+                    there.number == back.number && there.peer == second.me && back.peer == first.me
                 }
+                _ => false,
+            };
+            if !whole {
+                return self.reconnect(a, b, cut || hung);
             }
+            if !cut && !hung {
+                return;
+            }
+        }
+        // Each end gives up by itself, in its own time.
+        for (host, other) in [(a, b), (b, a)] {
+            let link = self.computers[host].process.as_ref().and_then(|p| p.links[other]);
+            let Some(link) = link.filter(|_| self.random.chance(6)) else { continue };
+            let life = self.computers[host].life;
+            self.at(self.now, Happening::Closed { host, life, number: link.number });
         }
     }
 

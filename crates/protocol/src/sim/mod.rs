@@ -70,6 +70,10 @@ pub enum Broken {
     NeverProtected,
     /// The heir of a protected machine did not take over in time.
     NoTakeover,
+    /// A guest that was stopped on purpose ran again.
+    Resurrected,
+    /// A host asked the arbiter for what no rule allows.
+    Refused,
     /// A healthy runner or heir was claimed against.
     Needless,
 }
@@ -93,6 +97,8 @@ impl fmt::Display for Broken {
             Broken::NobodyRuns => "nobody runs",
             Broken::NeverProtected => "never protected again",
             Broken::NoTakeover => "no takeover",
+            Broken::Resurrected => "a stopped guest ran again",
+            Broken::Refused => "asked for what no rule allows",
             Broken::Needless => "claimed against a healthy host",
         })
     }

@@ -5,11 +5,12 @@ use crate::guards::Guard;
 use crate::host::{Action, Event, Notice, Source};
 use crate::id::{Epoch, Term};
 use crate::message::Message;
+use crate::record::Refusal;
 
 use super::engine::Replica;
 use super::network::PATHS;
 use super::world::World;
-use super::{HOSTS, Happening, MS};
+use super::{Broken, HOSTS, Happening, MS};
 
 impl World<'_> {
     pub(super) fn perform(&mut self, host: usize, action: Action) {
@@ -21,7 +22,7 @@ impl World<'_> {
             self.tell(|| format!("{host}: {action:?}"));
         }
         match action {
-            Action::Arbiter(request) => self.to_arbiter(host, &request),
+            Action::Arbiter(request) => self.ask_arbiter(host, &request),
             Action::Heartbeat(beat) => {
                 let paths = if self.guards.on(Guard::EveryPath) { PATHS } else { 1 };
                 for other in (0..HOSTS).filter(|&other| other != host) {
@@ -98,7 +99,14 @@ impl World<'_> {
                 self.soon(MS / 5, 5 * MS, Happening::Sidecar { host, life, sidecar });
             }
             Action::Notice(Notice::Claims) => self.check_claim(host),
-            Action::Notice(_) | Action::End => {}
+            Action::Notice(Notice::Refused(Refusal::Shape | Refusal::NotNamed | Refusal::Exists)) => {
+                self.broke(Broken::Refused);
+            }
+            Action::End => {
+                self.computers[host].off_for_good = true;
+                self.kill(host, false);
+            }
+            Action::Notice(_) => {}
         }
     }
 }

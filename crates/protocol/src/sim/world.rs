@@ -33,6 +33,8 @@ pub(super) enum Stage {
     Lost(usize, u64),
     /// The heir runs; until when the run goes on.
     After(u64),
+    /// The guest was stopped on purpose: until when nothing may run.
+    Stopped(u64),
 }
 
 /// A computer.
@@ -253,12 +255,10 @@ impl<'a> World<'a> {
             }
             Happening::Fault(fault) => self.fault(fault),
             Happening::Start { host } => self.start(host),
-            Happening::StartArbiter => {
-                if self.arbiter.is_none() {
-                    self.tell(|| "arbiter starts".into());
-                    self.arbiter_life += 1;
-                    self.arbiter = Some(Arbiter::new([self.stored]).with_guards(self.guards));
-                }
+            Happening::StartArbiter if self.arbiter.is_none() => {
+                self.tell(|| "arbiter starts".into());
+                self.arbiter_life += 1;
+                self.arbiter = Some(Arbiter::new([self.stored]).with_guards(self.guards));
             }
             Happening::Promote { host } => {
                 let others = (0..HOSTS).filter(|&other| other != host);
