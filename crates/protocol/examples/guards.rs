@@ -7,14 +7,17 @@ use std::time::Instant;
 use romulus_protocol::{Guard, Guards, sim};
 
 fn main() {
-    let most = std::env::args().nth(1).map_or(10_000, |a| a.parse::<u64>().expect("a number"));
+    let most = std::env::args()
+        .nth(1)
+        .map_or(10_000, |a| a.parse::<u64>().expect("a number"));
     println!("| guard removed | seeds needed | seen as |");
     println!("| --- | --- | --- |");
     let began = Instant::now();
     let mut unseen = 0;
     for guard in Guard::ALL {
         let guards = Guards::default().without(*guard);
-        let found = (0..most).find_map(|seed| sim::run(seed, guards, None).broken.map(|b| (seed, b)));
+        let found =
+            (0..most).find_map(|seed| sim::run(seed, guards, None).broken.map(|b| (seed, b)));
         if let Some((seed, broken)) = found {
             println!("| `{guard:?}` | {} | {broken} |", seed + 1);
         } else {
@@ -22,7 +25,11 @@ fn main() {
             println!("| `{guard:?}` | **not within {most}** | – |");
         }
     }
-    println!("\n{} guards, {unseen} of them not missed, {:.0} s", Guard::ALL.len(), began.elapsed().as_secs_f64());
+    println!(
+        "\n{} guards, {unseen} of them not missed, {:.0} s",
+        Guard::ALL.len(),
+        began.elapsed().as_secs_f64()
+    );
     if unseen > 0 {
         std::process::exit(1);
     }

@@ -20,7 +20,9 @@ fn main() {
         println!("{outcome:?}");
         return;
     }
-    let mut arguments = std::env::args().skip(1).map(|a| a.parse::<u64>().expect("a number"));
+    let mut arguments = std::env::args()
+        .skip(1)
+        .map(|a| a.parse::<u64>().expect("a number"));
     let first = arguments.next().unwrap_or(0);
     let count = arguments.next().unwrap_or(10_000);
     let began = Instant::now();

@@ -103,7 +103,10 @@ impl Arbiter {
     /// An arbiter that starts from the records in its store.
     pub fn new(records: impl IntoIterator<Item = Record>) -> Arbiter {
         let machine = |record: Record| {
-            let machine = Machine { record: Some(record), ..Machine::default() };
+            let machine = Machine {
+                record: Some(record),
+                ..Machine::default()
+            };
             (record.machine, machine)
         };
         Arbiter {
@@ -158,7 +161,9 @@ impl Arbiter {
     }
 
     fn decide(&mut self, client: u64, request: Request) {
-        let Some(machine) = self.machines.get_mut(&request.machine) else { return };
+        let Some(machine) = self.machines.get_mut(&request.machine) else {
+            return;
+        };
         let record = machine.record;
         let next = match (&request.ask, record) {
             (Ask::Read, _) => return self.answer(client, &request, record, None),
@@ -184,8 +189,12 @@ impl Arbiter {
     }
 
     fn stored(&mut self, id: MachineId, durable: bool) {
-        let Some(machine) = self.machines.get_mut(&id) else { return };
-        let Some((record, client, request)) = machine.storing.take() else { return };
+        let Some(machine) = self.machines.get_mut(&id) else {
+            return;
+        };
+        let Some((record, client, request)) = machine.storing.take() else {
+            return;
+        };
         let refusal = if durable {
             machine.record = Some(record);
             None
@@ -209,7 +218,13 @@ impl Arbiter {
         }
     }
 
-    fn answer(&mut self, client: u64, request: &Request, record: Option<Record>, refusal: Option<Refusal>) {
+    fn answer(
+        &mut self,
+        client: u64,
+        request: &Request,
+        record: Option<Record>,
+        refusal: Option<Refusal>,
+    ) {
         let answer = Answer {
             machine: request.machine,
             to: request.from,
@@ -234,11 +249,24 @@ mod tests {
     }
 
     fn request(number: u64, ask: Ask) -> Event {
-        Event::Request { client: number, request: Request { machine: MACHINE, from: me(), number, ask } }
+        Event::Request {
+            client: number,
+            request: Request {
+                machine: MACHINE,
+                from: me(),
+                number,
+                ask,
+            },
+        }
     }
 
     fn run(expected: u64) -> Ask {
-        let change = Change { expected: Generation(expected), runner: me(), heir: None, phase: Phase::Running };
+        let change = Change {
+            expected: Generation(expected),
+            runner: me(),
+            heir: None,
+            phase: Phase::Running,
+        };
         Ask::Change(Right::Named, change)
     }
 
@@ -246,7 +274,11 @@ mod tests {
         let mut answers = Vec::new();
         while let Some(action) = arbiter.poll() {
             if let Action::Answer { client, answer } = action {
-                answers.push((client, answer.record.map(|r| r.generation.0), answer.refusal));
+                answers.push((
+                    client,
+                    answer.record.map(|r| r.generation.0),
+                    answer.refusal,
+                ));
             }
         }
         answers
@@ -262,7 +294,11 @@ mod tests {
         arbiter.handle(Event::Stored(MACHINE));
         assert_eq!(
             answers(&mut arbiter),
-            [(1, Some(2), None), (2, Some(2), None), (3, Some(2), Some(Refusal::Generation))]
+            [
+                (1, Some(2), None),
+                (2, Some(2), None),
+                (3, Some(2), Some(Refusal::Generation))
+            ]
         );
     }
 
@@ -272,7 +308,10 @@ mod tests {
         arbiter.handle(request(1, run(1)));
         arbiter.handle(Event::NotStored(MACHINE));
         arbiter.handle(request(2, Ask::Read));
-        assert_eq!(answers(&mut arbiter), [(1, Some(1), Some(Refusal::NotStored)), (2, Some(1), None)]);
+        assert_eq!(
+            answers(&mut arbiter),
+            [(1, Some(1), Some(Refusal::NotStored)), (2, Some(1), None)]
+        );
         arbiter.handle(request(3, run(1)));
         arbiter.handle(Event::Stored(MACHINE));
         assert_eq!(answers(&mut arbiter), [(3, Some(2), None)]);
@@ -287,7 +326,10 @@ mod tests {
         arbiter.handle(request(2, Ask::Create));
         arbiter.handle(Event::Stored(MACHINE));
         arbiter.handle(request(3, Ask::Create));
-        assert_eq!(answers(&mut arbiter), [(2, Some(1), None), (3, Some(1), Some(Refusal::Exists))]);
+        assert_eq!(
+            answers(&mut arbiter),
+            [(2, Some(1), None), (3, Some(1), Some(Refusal::Exists))]
+        );
     }
 
     #[test]
@@ -297,6 +339,9 @@ mod tests {
         for number in 1..=WAITING_MAX as u64 + 1 {
             arbiter.handle(request(number, Ask::Read));
         }
-        assert_eq!(answers(&mut arbiter), [(WAITING_MAX as u64 + 1, Some(1), Some(Refusal::Busy))]);
+        assert_eq!(
+            answers(&mut arbiter),
+            [(WAITING_MAX as u64 + 1, Some(1), Some(Refusal::Busy))]
+        );
     }
 }

@@ -85,10 +85,23 @@ impl Control {
         if !(limits.share > 0.0 && limits.share <= 0.99) {
             return Err(LimitsError::Share(limits.share));
         }
-        if limits.shortest.is_zero() || limits.shortest > limits.longest || limits.longest > limits.idle {
-            return Err(LimitsError::Order(limits.shortest, limits.longest, limits.idle));
+        if limits.shortest.is_zero()
+            || limits.shortest > limits.longest
+            || limits.longest > limits.idle
+        {
+            return Err(LimitsError::Order(
+                limits.shortest,
+                limits.longest,
+                limits.idle,
+            ));
         }
-        Ok(Control { limits, cost: 0.0, interval: limits.shortest, resumed: now, committed: true })
+        Ok(Control {
+            limits,
+            cost: 0.0,
+            interval: limits.shortest,
+            resumed: now,
+            committed: true,
+        })
     }
 
     /// The guest runs again after an epoch that cost this. Its commit is still to come.
@@ -96,9 +109,17 @@ impl Control {
         // Nanoseconds of a pause are far below 2^52.
         #[allow(clippy::cast_precision_loss)]
         let spent = (cost.pause + cost.faults).as_nanos() as f64;
-        self.cost = if self.cost == 0.0 { spent } else { self.cost + NEWEST * (spent - self.cost) };
+        self.cost = if self.cost == 0.0 {
+            spent
+        } else {
+            self.cost + NEWEST * (spent - self.cost)
+        };
         let idle = cost.dirty_pages <= self.limits.idle_pages;
-        let ceiling = if idle { self.limits.idle } else { self.limits.longest };
+        let ceiling = if idle {
+            self.limits.idle
+        } else {
+            self.limits.longest
+        };
         self.interval = if cost.held_output {
             self.limits.shortest
         } else {
@@ -120,7 +141,11 @@ impl Control {
             return None;
         }
         let earliest = self.resumed + self.owed();
-        Some(if held { earliest } else { earliest.max(self.resumed + self.interval) })
+        Some(if held {
+            earliest
+        } else {
+            earliest.max(self.resumed + self.interval)
+        })
     }
 
     /// The running mean of what an epoch costs.
@@ -132,7 +157,8 @@ impl Control {
 
     /// The time that the guest must have had before its next pause.
     fn owed(&self) -> Duration {
-        self.cost().mul_f64(self.limits.share / (1.0 - self.limits.share))
+        self.cost()
+            .mul_f64(self.limits.share / (1.0 - self.limits.share))
     }
 }
 
@@ -143,7 +169,12 @@ mod tests {
     const MS: Duration = Duration::from_millis(1);
 
     fn cost(pause: Duration, dirty_pages: u64, held_output: bool) -> Cost {
-        Cost { pause, faults: Duration::ZERO, dirty_pages, held_output }
+        Cost {
+            pause,
+            faults: Duration::ZERO,
+            dirty_pages,
+            held_output,
+        }
     }
 
     fn control() -> Control {
@@ -169,7 +200,13 @@ mod tests {
         for _ in 0..6 {
             control.resumed(Time(0), cost(MS / 10, 100, false));
             control.committed();
-            seen.push(control.end(false).expect("committed").since(Time(0)).as_millis());
+            seen.push(
+                control
+                    .end(false)
+                    .expect("committed")
+                    .since(Time(0))
+                    .as_millis(),
+            );
         }
         assert_eq!(seen, [50, 100, 200, 250, 250, 250]);
         for _ in 0..3 {
@@ -179,7 +216,11 @@ mod tests {
         assert_eq!(control.end(false), Some(Time(0) + Duration::from_secs(1)));
         control.resumed(Time(0), cost(MS / 10, 0, true));
         control.committed();
-        assert_eq!(control.end(false), Some(Time(0) + 25 * MS), "output makes it short again");
+        assert_eq!(
+            control.end(false),
+            Some(Time(0) + 25 * MS),
+            "output makes it short again"
+        );
     }
 
     /// A guest with output all the time, on hosts whose pause costs ever more: it keeps its share.
@@ -204,11 +245,26 @@ mod tests {
 
     #[test]
     fn wrong_limits_are_refused() {
-        let share = Limits { share: 1.0, ..Limits::default() };
-        assert!(matches!(Control::new(share, Time(0)), Err(LimitsError::Share(_))));
-        let nan = Limits { share: f64::NAN, ..Limits::default() };
+        let share = Limits {
+            share: 1.0,
+            ..Limits::default()
+        };
+        assert!(matches!(
+            Control::new(share, Time(0)),
+            Err(LimitsError::Share(_))
+        ));
+        let nan = Limits {
+            share: f64::NAN,
+            ..Limits::default()
+        };
         assert!(Control::new(nan, Time(0)).is_err());
-        let order = Limits { longest: MS, ..Limits::default() };
-        assert!(matches!(Control::new(order, Time(0)), Err(LimitsError::Order(..))));
+        let order = Limits {
+            longest: MS,
+            ..Limits::default()
+        };
+        assert!(matches!(
+            Control::new(order, Time(0)),
+            Err(LimitsError::Order(..))
+        ));
     }
 }

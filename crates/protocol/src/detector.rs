@@ -163,7 +163,9 @@ impl Detector {
             peer.moving = Some(beat.sent);
             peer.vouched = Some(now);
         }
-        let Some(echo) = beat.echoes.iter().find(|e| e.of == me) else { return };
+        let Some(echo) = beat.echoes.iter().find(|e| e.of == me) else {
+            return;
+        };
         // An echo of the future is a broken clock or a broken peer; it must not buy time.
         let sent = if own { echo.sent.min(now) } else { now };
         if peer.echoed.is_none_or(|newest| sent > newest) {
@@ -187,15 +189,26 @@ impl Detector {
 
     /// The heartbeat of now: `say` holds what the host says of itself; `vouch` says for whom it
     /// vouches.
-    pub fn beat(&mut self, now: Time, mut say: Heartbeat, vouch: impl Fn(&Peer) -> bool) -> Heartbeat {
+    pub fn beat(
+        &mut self,
+        now: Time,
+        mut say: Heartbeat,
+        vouch: impl Fn(&Peer) -> bool,
+    ) -> Heartbeat {
         self.sent = Some(now);
         say.sent = now;
         say.moves &= self.moves(now);
         say.echoes.clear();
         if say.moves {
             // Former incarnations fall silent and to the end.
-            self.peers.sort_unstable_by_key(|p| std::cmp::Reverse(p.heard));
-            let echo = |p: &Peer| p.moving.map(|sent| Echo { of: p.incarnation, sent });
+            self.peers
+                .sort_unstable_by_key(|p| std::cmp::Reverse(p.heard));
+            let echo = |p: &Peer| {
+                p.moving.map(|sent| Echo {
+                    of: p.incarnation,
+                    sent,
+                })
+            };
             let vouched = self.peers.iter().filter(|p| vouch(p)).filter_map(echo);
             say.echoes.extend(vouched.take(ECHOES_MAX));
         }
@@ -228,7 +241,9 @@ impl Detector {
         if !self.moves(now) && self.guards.on(Guard::OwnLoop) {
             return None;
         }
-        let Some(peer) = self.peer(incarnation) else { return Some(now.since(self.started)) };
+        let Some(peer) = self.peer(incarnation) else {
+            return Some(now.since(self.started));
+        };
         let leased = watch == Watch::Runner && self.guards.on(Guard::Lease);
         let vouched = if leased { peer.vouched } else { None };
         let since = peer.echoed.max(vouched).unwrap_or(self.started);
@@ -237,7 +252,8 @@ impl Detector {
 
     /// Whether the primary is to claim: its heir has been silent for `T_a`.
     pub fn heir_failed(&self, now: Time, heir: Incarnation) -> bool {
-        self.silence(now, heir, Watch::Heir).is_some_and(|silence| silence >= self.timing.t_a)
+        self.silence(now, heir, Watch::Heir)
+            .is_some_and(|silence| silence >= self.timing.t_a)
     }
 
     /// Whether the backup is to claim: its runner has been silent for `T_b`, or for `T_closed`
@@ -245,8 +261,13 @@ impl Detector {
     pub fn runner_failed(&self, now: Time, runner: Incarnation, unheld: bool) -> bool {
         let closed = self.peer(runner).is_some_and(|p| p.closed);
         let shorten = closed && (!unheld || !self.guards.on(Guard::ClosedOnlyHeld));
-        let enough = if shorten { self.timing.t_closed } else { self.t_b };
-        self.silence(now, runner, Watch::Runner).is_some_and(|silence| silence >= enough)
+        let enough = if shorten {
+            self.timing.t_closed
+        } else {
+            self.t_b
+        };
+        self.silence(now, runner, Watch::Runner)
+            .is_some_and(|silence| silence >= enough)
     }
 
     /// For how long since `since` the observer did not run. A proof of life may arrive after such
@@ -255,7 +276,10 @@ impl Detector {
         if !self.guards.on(Guard::OwnLateness) {
             return Duration::ZERO;
         }
-        self.late.iter().map(|(from, to)| to.since(since.max(*from))).sum()
+        self.late
+            .iter()
+            .map(|(from, to)| to.since(since.max(*from)))
+            .sum()
     }
 
     fn entry(&mut self, now: Time, incarnation: Incarnation) -> &mut Peer {
@@ -299,5 +323,207 @@ impl Detector {
             self.t_b = t_b;
             t_b
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::id::MachineId;
+
+    const MS: Duration = Duration::from_millis(1);
+
+    fn incarnation(n: u128) -> Incarnation {
+        Incarnation::new(n).expect("not zero")
+    }
+
+    fn me() -> Incarnation {
+        incarnation(1)
+    }
+
+    fn other() -> Incarnation {
+        incarnation(2)
+    }
+
+    fn at(ms: u64) -> Time {
+        Time(1_000_000_000) + MS * u32::try_from(ms).expect("small")
+    }
+
+    fn beat(sent: u64, echo: Option<Time>) -> Heartbeat {
+        Heartbeat {
+            machine: MachineId(0),
+            from: other(),
+            // Another clock altogether.
+            sent: Time(sent),
+            moves: true,
+            activity: Activity::Backup,
+            whole: true,
+            generation: Generation(1),
+            echoes: echo
+                .map(|sent| Echo { of: me(), sent })
+                .into_iter()
+                .collect(),
+        }
+    }
+
+    /// A detector that ticked and turned every 8 ms from 0 to `until` and heard nothing.
+    fn quiet(until: u64) -> Detector {
+        let mut detector = Detector::new(Timing::default(), at(0));
+        run(&mut detector, 0, until);
+        detector
+    }
+
+    fn run(detector: &mut Detector, from: u64, until: u64) {
+        for ms in (from..=until).step_by(8) {
+            detector.tick(at(ms), true);
+            detector.loop_turned(at(ms));
+        }
+    }
+
+    #[test]
+    fn a_late_echo_is_not_fresh() {
+        let mut detector = quiet(96);
+        detector.heard(at(96), &beat(1, Some(at(10))), me());
+        assert_eq!(
+            detector.pass_until(other()),
+            Some(at(80)),
+            "T_p from when it was sent"
+        );
+        assert!(
+            detector.heir_failed(at(96), other()),
+            "86 ms old, whenever it came"
+        );
+        // An echo from the future buys no time.
+        detector.heard(at(96), &beat(2, Some(at(5000))), me());
+        assert_eq!(detector.pass_until(other()), Some(at(96 + 70)));
+    }
+
+    #[test]
+    fn the_backup_counts_from_when_it_last_vouched() {
+        let mut detector = quiet(96);
+        detector.heard(at(96), &beat(1, Some(at(2))), me());
+        run(&mut detector, 104, 192);
+        assert!(
+            !detector.runner_failed(at(195), other(), true),
+            "it vouched 99 ms ago"
+        );
+        run(&mut detector, 200, 200);
+        assert!(detector.runner_failed(at(200), other(), true));
+        // A duplicate renews nothing.
+        detector.heard(at(200), &beat(1, Some(at(2))), me());
+        assert!(detector.runner_failed(at(200), other(), true));
+    }
+
+    #[test]
+    fn a_runner_whose_loop_stalls_is_as_good_as_silent() {
+        let mut detector = quiet(8);
+        detector.heard(at(8), &beat(1, Some(at(8))), me());
+        for ms in (16..=120).step_by(8) {
+            run(&mut detector, ms, ms);
+            let stalled = Heartbeat {
+                moves: false,
+                ..beat(ms, Some(at(ms)))
+            };
+            detector.heard(at(ms), &stalled, me());
+        }
+        assert!(detector.runner_failed(at(120), other(), true));
+    }
+
+    #[test]
+    fn our_own_lateness_does_not_count_and_the_sockets_come_first() {
+        let mut detector = quiet(8);
+        detector.heard(at(8), &beat(1, Some(at(8))), me());
+        // The host stands still for two seconds.
+        detector.tick(at(2008), false);
+        detector.loop_turned(at(2008));
+        assert_eq!(
+            detector.silence(at(2008), other(), Watch::Runner),
+            None,
+            "unread sockets"
+        );
+        // What waited there is from just before the gap.
+        detector.heard(at(2008), &beat(2, Some(at(9))), me());
+        detector.tick(at(2009), true);
+        assert!(!detector.heir_failed(at(2009), other()));
+        assert_eq!(
+            detector.pass_until(other()),
+            Some(at(79)),
+            "T_p forgives nothing"
+        );
+        run(&mut detector, 2016, 2112);
+        assert!(
+            detector.heir_failed(at(2112), other()),
+            "but silence after it counts"
+        );
+    }
+
+    #[test]
+    fn a_host_whose_own_loop_stalls_says_nothing_of_others() {
+        let mut detector = quiet(8);
+        detector.heard(at(8), &beat(1, Some(at(8))), me());
+        for ms in (16..=200).step_by(8) {
+            detector.tick(at(ms), true);
+        }
+        assert_eq!(detector.silence(at(200), other(), Watch::Heir), None);
+        let say = Heartbeat {
+            from: me(),
+            ..beat(0, None)
+        };
+        let said = detector.beat(at(200), say, |_| true);
+        assert!(!said.moves && said.echoes.is_empty());
+    }
+
+    #[test]
+    fn a_closed_connection_shortens_the_wait_where_all_is_held() {
+        let mut detector = quiet(8);
+        detector.heard(at(8), &beat(1, Some(at(8))), me());
+        detector.connection(at(10), other(), false);
+        run(&mut detector, 16, 40);
+        assert!(detector.runner_failed(at(40), other(), false));
+        assert!(!detector.runner_failed(at(40), other(), true));
+        detector.connection(at(40), other(), true);
+        assert!(
+            !detector.runner_failed(at(40), other(), false),
+            "a new one takes that back"
+        );
+    }
+
+    #[test]
+    fn a_noisy_host_waits_longer_and_says_so() {
+        let mut detector = quiet(8);
+        let mut said = Vec::new();
+        for late in [208, 408, 608, 808] {
+            said.extend(detector.tick(at(late), true));
+        }
+        assert_eq!(said, [400 * MS], "twice what is usual, once");
+        assert_eq!(detector.t_b(), 400 * MS);
+        run(&mut detector, 816, 11_000);
+        assert_eq!(
+            detector.t_b(),
+            Timing::default().t_b,
+            "and back, when it is quiet again"
+        );
+    }
+
+    #[test]
+    fn what_is_remembered_is_bounded() {
+        let mut detector = quiet(8);
+        for n in 2..100 {
+            let stranger = Heartbeat {
+                from: incarnation(n),
+                ..beat(1, None)
+            };
+            detector.heard(at(n as u64), &stranger, me());
+        }
+        assert_eq!(detector.peers().count(), PEERS_MAX);
+        let say = Heartbeat {
+            from: me(),
+            ..beat(0, None)
+        };
+        detector.loop_turned(at(100));
+        assert_eq!(
+            detector.beat(at(100), say, |_| true).echoes.len(),
+            ECHOES_MAX
+        );
     }
 }

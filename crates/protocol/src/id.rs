@@ -128,6 +128,9 @@ mod tests {
         let machine = MachineId(0x0123_4567_89ab_cdef_0123_4567_89ab_cdef);
         assert_eq!(machine.to_string(), "01234567-89ab-cdef-0123-456789abcdef");
         assert_eq!(Incarnation::new(0), None);
-        assert_eq!(Incarnation::new(0xab).map(|i| i.to_string()).as_deref(), Some("000000ab"));
+        assert_eq!(
+            Incarnation::new(0xab).map(|i| i.to_string()).as_deref(),
+            Some("000000ab")
+        );
     }
 }

@@ -38,13 +38,17 @@ pub enum Mismatch {
     #[error("the other host has machine {1}, this one {0}: check the machine files' uuids")]
     Machine(MachineId, MachineId),
     /// Guest memory differs.
-    #[error("the other host gives the machine {1} bytes of memory, this one {0}: use the same file on both")]
+    #[error(
+        "the other host gives the machine {1} bytes of memory, this one {0}: use the same file on both"
+    )]
     Memory(u64, u64),
     /// The number of virtual processors differs.
     #[error("the other host gives the machine {1} vCPUs, this one {0}: use the same file on both")]
     Vcpus(u32, u32),
     /// Devices, processor features or versions differ.
-    #[error("the two hosts' devices, processor features or Romulus versions differ: compare `romulus doctor` of both")]
+    #[error(
+        "the two hosts' devices, processor features or Romulus versions differ: compare `romulus doctor` of both"
+    )]
     Likeness,
 }
 

@@ -168,14 +168,16 @@ impl Record {
             }
             // A claim leaves the other side as heir.
             (_, Phase::Claimed) if change.runner == from => {
-                let other = if self.runner == from { self.heir } else { Some(self.runner) };
+                let other = if self.runner == from {
+                    self.heir
+                } else {
+                    Some(self.runner)
+                };
                 change.heir == other
             }
             // A winner that cannot start hands the record back.
             (Phase::Claimed, Phase::Claimed) => {
-                self.runner == from
-                    && Some(change.runner) == self.heir
-                    && change.heir == Some(from)
+                self.runner == from && Some(change.runner) == self.heir && change.heir == Some(from)
             }
             (Phase::Running, Phase::Claimed) => false,
         };
@@ -201,7 +203,12 @@ mod tests {
         }
     }
 
-    fn ask(record: &Record, from: u128, right: &Right, new: (u128, Option<u128>, Phase)) -> Result<Record, Refusal> {
+    fn ask(
+        record: &Record,
+        from: u128,
+        right: &Right,
+        new: (u128, Option<u128>, Phase),
+    ) -> Result<Record, Refusal> {
         let change = Change {
             expected: record.generation,
             runner: incarnation(new.0),
@@ -214,9 +221,15 @@ mod tests {
     #[test]
     fn a_change_increments_the_generation_and_needs_the_one_before() {
         let record = running();
-        let next = ask(&record, 2, &Right::Named, (2, Some(1), Phase::Claimed)).expect("the heir claims");
+        let next =
+            ask(&record, 2, &Right::Named, (2, Some(1), Phase::Claimed)).expect("the heir claims");
         assert_eq!(next.generation, Generation(5));
-        let late = Change { expected: Generation(4), runner: incarnation(1), heir: None, phase: Phase::Running };
+        let late = Change {
+            expected: Generation(4),
+            runner: incarnation(1),
+            heir: None,
+            phase: Phase::Running,
+        };
         assert_eq!(
             next.change(incarnation(1), &Right::Named, &late, Guards::default()),
             Err(Refusal::Generation)
@@ -226,9 +239,15 @@ mod tests {
     #[test]
     fn only_the_named_and_the_matching_may_change_it() {
         let record = running();
-        assert_eq!(ask(&record, 3, &Right::Named, (3, Some(1), Phase::Claimed)), Err(Refusal::NotNamed));
+        assert_eq!(
+            ask(&record, 3, &Right::Named, (3, Some(1), Phase::Claimed)),
+            Err(Refusal::NotNamed)
+        );
         let stale = Right::Cold(vec![incarnation(8)]);
-        assert_eq!(ask(&record, 3, &stale, (3, Some(2), Phase::Claimed)), Err(Refusal::NotNamed));
+        assert_eq!(
+            ask(&record, 3, &stale, (3, Some(2), Phase::Claimed)),
+            Err(Refusal::NotNamed)
+        );
         let own = Right::Cold(vec![incarnation(1), incarnation(3)]);
         assert!(ask(&record, 3, &own, (3, Some(2), Phase::Claimed)).is_ok());
         assert!(ask(&record, 3, &Right::Operator, (3, None, Phase::Claimed)).is_ok());
@@ -237,12 +256,28 @@ mod tests {
     #[test]
     fn no_claim_runs_in_one_step_and_running_clears_the_heir() {
         let record = running();
-        assert_eq!(ask(&record, 2, &Right::Named, (2, Some(1), Phase::Running)), Err(Refusal::Shape));
-        assert_eq!(ask(&record, 2, &Right::Named, (2, None, Phase::Claimed)), Err(Refusal::Shape));
-        let claimed = ask(&record, 2, &Right::Named, (2, Some(1), Phase::Claimed)).expect("a claim");
-        assert_eq!(ask(&claimed, 2, &Right::Named, (2, Some(1), Phase::Running)), Err(Refusal::Shape));
+        assert_eq!(
+            ask(&record, 2, &Right::Named, (2, Some(1), Phase::Running)),
+            Err(Refusal::Shape)
+        );
+        assert_eq!(
+            ask(&record, 2, &Right::Named, (2, None, Phase::Claimed)),
+            Err(Refusal::Shape)
+        );
+        let claimed =
+            ask(&record, 2, &Right::Named, (2, Some(1), Phase::Claimed)).expect("a claim");
+        assert_eq!(
+            ask(&claimed, 2, &Right::Named, (2, Some(1), Phase::Running)),
+            Err(Refusal::Shape)
+        );
         assert!(ask(&claimed, 2, &Right::Named, (2, None, Phase::Running)).is_ok());
-        assert!(ask(&claimed, 2, &Right::Named, (1, Some(2), Phase::Claimed)).is_ok(), "hand back");
-        assert!(ask(&claimed, 1, &Right::Named, (1, Some(2), Phase::Claimed)).is_ok(), "stale claim");
+        assert!(
+            ask(&claimed, 2, &Right::Named, (1, Some(2), Phase::Claimed)).is_ok(),
+            "hand back"
+        );
+        assert!(
+            ask(&claimed, 1, &Right::Named, (1, Some(2), Phase::Claimed)).is_ok(),
+            "stale claim"
+        );
     }
 }

@@ -30,12 +30,20 @@ impl Sidecar {
     /// The sidecar of a disk that is `incarnation`'s and nobody else's: a new machine's, a
     /// finished resync's or a start's.
     pub fn of(machine: MachineId, incarnation: Incarnation) -> Sidecar {
-        Sidecar { machine, state: DiskState::InSync, valid: vec![incarnation] }
+        Sidecar {
+            machine,
+            state: DiskState::InSync,
+            valid: vec![incarnation],
+        }
     }
 
     /// The sidecar of a disk that never held this machine.
     pub fn empty(machine: MachineId) -> Sidecar {
-        Sidecar { machine, state: DiskState::Resyncing, valid: Vec::new() }
+        Sidecar {
+            machine,
+            state: DiskState::Resyncing,
+            valid: Vec::new(),
+        }
     }
 
     /// Whether a host with this disk may claim `record` from cold.
@@ -58,6 +66,9 @@ impl Sidecar {
     /// The same disk while a resync writes to it.
     #[must_use]
     pub fn resyncing(&self) -> Sidecar {
-        Sidecar { state: DiskState::Resyncing, ..self.clone() }
+        Sidecar {
+            state: DiskState::Resyncing,
+            ..self.clone()
+        }
     }
 }

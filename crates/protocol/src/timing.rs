@@ -62,7 +62,9 @@ pub enum TimingError {
     #[error("{0} is zero; every interval and time-out must be longer")]
     Zero(&'static str),
     /// Fewer than ten heartbeats in `T_b`.
-    #[error("fewer than ten heartbeats fit into T_b ({t_b:?}): send one every {at_most:?} or faster")]
+    #[error(
+        "fewer than ten heartbeats fit into T_b ({t_b:?}): send one every {at_most:?} or faster"
+    )]
     Heartbeats {
         /// The configured `T_b`.
         t_b: Duration,
@@ -70,7 +72,9 @@ pub enum TimingError {
         at_most: Duration,
     },
     /// `T_p > T_a`.
-    #[error("T_p ({t_p:?}) is longer than T_a ({t_a:?}): the primary must stop output before it claims")]
+    #[error(
+        "T_p ({t_p:?}) is longer than T_a ({t_a:?}): the primary must stop output before it claims"
+    )]
     StopAfterClaim {
         /// The configured `T_p`.
         t_p: Duration,
@@ -127,17 +131,27 @@ impl Timing {
             return Err(TimingError::Rho);
         }
         if self.heartbeat * 10 > self.t_b {
-            return Err(TimingError::Heartbeats { t_b: self.t_b, at_most: self.t_b / 10 });
+            return Err(TimingError::Heartbeats {
+                t_b: self.t_b,
+                at_most: self.t_b / 10,
+            });
         }
         if self.t_p > self.t_a {
-            return Err(TimingError::StopAfterClaim { t_p: self.t_p, t_a: self.t_a });
+            return Err(TimingError::StopAfterClaim {
+                t_p: self.t_p,
+                t_a: self.t_a,
+            });
         }
         // In whole numbers: nanoseconds × parts per million fit into 128 bits with room to spare.
         let (million, rho) = (1_000_000, u128::from(self.rho_ppm));
         let slow = self.t_p.as_nanos() * (million + rho);
         let fast = self.t_b.as_nanos() * (million - rho);
         if slow >= fast && guards.on(Guard::ClockRates) {
-            return Err(TimingError::Overlap { t_p: self.t_p, t_b: self.t_b, rho_ppm: self.rho_ppm });
+            return Err(TimingError::Overlap {
+                t_p: self.t_p,
+                t_b: self.t_b,
+                rho_ppm: self.rho_ppm,
+            });
         }
         let ordered = [
             (self.t_closed <= self.t_b, "T_closed", "T_b"),
@@ -165,12 +179,25 @@ mod tests {
     #[test]
     fn clocks_that_drift_narrow_the_window() {
         let ms = Duration::from_millis;
-        let tight = Timing { t_p: ms(99), t_a: ms(99), ..Timing::default() };
+        let tight = Timing {
+            t_p: ms(99),
+            t_a: ms(99),
+            ..Timing::default()
+        };
         assert_eq!(tight.check(), Ok(()));
-        let drifting = Timing { rho_ppm: 6_000, ..tight };
+        let drifting = Timing {
+            rho_ppm: 6_000,
+            ..tight
+        };
         assert!(matches!(drifting.check(), Err(TimingError::Overlap { .. })));
         // The edge itself: 95 ms × 1.05 = 99.75 ms, 105 ms × 0.95 = 99.75 ms.
-        let edge = Timing { t_p: ms(95), t_a: ms(95), t_b: ms(105), rho_ppm: 50_000, ..Timing::default() };
+        let edge = Timing {
+            t_p: ms(95),
+            t_a: ms(95),
+            t_b: ms(105),
+            rho_ppm: 50_000,
+            ..Timing::default()
+        };
         assert!(matches!(edge.check(), Err(TimingError::Overlap { .. })));
     }
 
@@ -178,13 +205,28 @@ mod tests {
     fn each_inequality_is_enforced() {
         let ms = Duration::from_millis;
         let default = Timing::default();
-        let slow = Timing { heartbeat: ms(11), ..default };
+        let slow = Timing {
+            heartbeat: ms(11),
+            ..default
+        };
         assert!(matches!(slow.check(), Err(TimingError::Heartbeats { .. })));
-        let late = Timing { t_p: ms(90), ..default };
-        assert!(matches!(late.check(), Err(TimingError::StopAfterClaim { .. })));
-        let zero = Timing { t_c: Duration::ZERO, ..default };
+        let late = Timing {
+            t_p: ms(90),
+            ..default
+        };
+        assert!(matches!(
+            late.check(),
+            Err(TimingError::StopAfterClaim { .. })
+        ));
+        let zero = Timing {
+            t_c: Duration::ZERO,
+            ..default
+        };
         assert_eq!(zero.check(), Err(TimingError::Zero("T_c")));
-        let cold = Timing { t_cold: ms(900), ..default };
+        let cold = Timing {
+            t_cold: ms(900),
+            ..default
+        };
         assert!(matches!(cold.check(), Err(TimingError::Order(..))));
     }
 }

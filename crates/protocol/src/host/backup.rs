@@ -79,8 +79,12 @@ impl Replica {
 
 impl Host {
     pub(super) fn backup_tick(&mut self, now: Time) {
-        let Some(record) = self.seat.view().copied() else { return };
-        let Role::Backup(replica) = &self.role else { return };
+        let Some(record) = self.seat.view().copied() else {
+            return;
+        };
+        let Role::Backup(replica) = &self.role else {
+            return;
+        };
         let whole = replica.is_whole() || !self.guards.on(Guard::ClaimWhole);
         if !self.is_heir(&record) || !whole || !self.seat.is_idle() {
             return;
@@ -90,9 +94,13 @@ impl Host {
             // The replica must be the one that this runner filled and named.
             Phase::Running => {
                 (replica.session.runner == record.runner || !self.guards.on(Guard::SessionCommits))
-                    && self.detector.runner_failed(now, record.runner, self.config.unheld)
+                    && self
+                        .detector
+                        .runner_failed(now, record.runner, self.config.unheld)
             }
-            Phase::Claimed => self.seat.stood(now) >= timing.t_c && self.guards.on(Guard::StaleClaim),
+            Phase::Claimed => {
+                self.seat.stood(now) >= timing.t_c && self.guards.on(Guard::StaleClaim)
+            }
         };
         if may {
             self.freeze();
@@ -101,7 +109,9 @@ impl Host {
     }
 
     pub(super) fn backup_learned(&mut self, now: Time, record: &Record) {
-        let Role::Backup(replica) = &self.role else { return };
+        let Role::Backup(replica) = &self.role else {
+            return;
+        };
         let runner = replica.session.runner;
         if self.is_me(record.runner) {
             // Handed back, or let through by a cold claimant.
@@ -150,8 +160,16 @@ impl Host {
 
     /// Claims the record; the other side stays in it as heir.
     pub(super) fn claim(&mut self, now: Time, record: &Record) {
-        let other = if self.is_me(record.runner) { record.heir } else { Some(record.runner) };
-        let keep = if self.guards.on(Guard::LoserStaysHeir) { other } else { None };
+        let other = if self.is_me(record.runner) {
+            record.heir
+        } else {
+            Some(record.runner)
+        };
+        let keep = if self.guards.on(Guard::LoserStaysHeir) {
+            other
+        } else {
+            None
+        };
         let phase = self.claim_phase();
         let keep = if phase == Phase::Running { None } else { keep };
         self.notice(Notice::Claims);
@@ -226,7 +244,9 @@ impl Host {
     }
 
     pub(super) fn tried(&mut self, session: SessionId, loaded: bool) {
-        let Role::Backup(replica) = &mut self.role else { return };
+        let Role::Backup(replica) = &mut self.role else {
+            return;
+        };
         if replica.session != session || !replica.is_whole() {
             return;
         }
@@ -262,13 +282,18 @@ impl Host {
 
     /// The link that fills the replica is closed.
     pub(super) fn stream_closed(&mut self, now: Time, peer: Incarnation) {
-        let Role::Backup(replica) = &mut self.role else { return };
+        let Role::Backup(replica) = &mut self.role else {
+            return;
+        };
         if replica.session.runner != peer {
             return;
         }
         replica.flows = false;
         // A whole replica stays: the record may name it. Part of one is worth nothing.
-        if matches!(replica.stage, Stage::Preparing | Stage::Copying | Stage::Completing) {
+        if matches!(
+            replica.stage,
+            Stage::Preparing | Stage::Copying | Stage::Completing
+        ) {
             self.drop_all(now);
         }
     }

@@ -32,7 +32,11 @@ pub(super) struct Frozen {
 
 impl Frozen {
     pub(super) fn new(kept: Kept, load: Load) -> Frozen {
-        Frozen { kept, load, failed_at: Time(0) }
+        Frozen {
+            kept,
+            load,
+            failed_at: Time(0),
+        }
     }
 
     pub(super) fn term(&self) -> Term {
@@ -105,8 +109,12 @@ impl Frozen {
 
 impl Host {
     pub(super) fn frozen_tick(&mut self, now: Time) {
-        let Some(record) = self.seat.view().copied() else { return };
-        let Role::Frozen(frozen) = &self.role else { return };
+        let Some(record) = self.seat.view().copied() else {
+            return;
+        };
+        let Role::Frozen(frozen) = &self.role else {
+            return;
+        };
         if !self.seat.is_idle() || record.phase == Phase::Running {
             return;
         }
@@ -136,7 +144,9 @@ impl Host {
     }
 
     pub(super) fn frozen_learned(&mut self, now: Time, record: &Record) {
-        let Role::Frozen(frozen) = &self.role else { return };
+        let Role::Frozen(frozen) = &self.role else {
+            return;
+        };
         let mine = self.is_me(record.runner);
         match record.phase {
             // Only this incarnation writes that, and only after its claim.
@@ -149,7 +159,9 @@ impl Host {
                 self.launch(record, source);
             }
             Phase::Running => self.lost(now, record),
-            Phase::Claimed if !mine && !self.guards.on(Guard::KeepUntilRunning) => self.drop_all(now),
+            Phase::Claimed if !mine && !self.guards.on(Guard::KeepUntilRunning) => {
+                self.drop_all(now)
+            }
             Phase::Claimed => self.frozen_tick(now),
         }
     }
@@ -157,7 +169,9 @@ impl Host {
     /// The record is `running` and not ours.
     fn lost(&mut self, now: Time, record: &Record) {
         let heir = self.is_heir(record);
-        let Role::Frozen(frozen) = &mut self.role else { return };
+        let Role::Frozen(frozen) = &mut self.role else {
+            return;
+        };
         match &mut frozen.kept {
             // The runner changed the record before the claim arrived, and this replica is still
             // what it names. It missed checkpoints while frozen, so its session ends.
@@ -182,16 +196,24 @@ impl Host {
             self.close_session(now, true);
             return;
         }
-        let Some(record) = self.seat.view().copied() else { return };
+        let Some(record) = self.seat.view().copied() else {
+            return;
+        };
         if record.phase != Phase::Running {
             return;
         }
         match std::mem::replace(&mut self.role, Role::Ended) {
-            Role::Frozen(Frozen { kept: Kept::Machine(primary), .. }) => {
+            Role::Frozen(Frozen {
+                kept: Kept::Machine(primary),
+                ..
+            }) => {
                 self.role = Role::Primary(primary);
                 self.act(Action::Thaw);
             }
-            Role::Frozen(Frozen { kept: Kept::Replica(replica), .. }) => {
+            Role::Frozen(Frozen {
+                kept: Kept::Replica(replica),
+                ..
+            }) => {
                 self.role = Role::Backup(replica);
                 self.act(Action::Thaw);
             }

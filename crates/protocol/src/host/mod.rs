@@ -103,7 +103,12 @@ impl Host {
     ///
     /// # Errors
     /// When the timing is not safe.
-    pub fn new(config: Config, me: Incarnation, sidecar: Sidecar, now: Time) -> Result<Host, TimingError> {
+    pub fn new(
+        config: Config,
+        me: Incarnation,
+        sidecar: Sidecar,
+        now: Time,
+    ) -> Result<Host, TimingError> {
         Host::with_guards(config, me, sidecar, now, Guards::default())
     }
 
@@ -266,7 +271,11 @@ impl Host {
         let vouch = |peer: &crate::detector::Peer| {
             let fillable = matches!(peer.activity, Activity::Waiting | Activity::Backup);
             let runner = record.map(|r| r.runner);
-            let right = if runner == Some(me) { fillable } else { runner == Some(peer.incarnation) };
+            let right = if runner == Some(me) {
+                fillable
+            } else {
+                runner == Some(peer.incarnation)
+            };
             moves && (right || careless)
         };
         let say = Heartbeat {
@@ -288,7 +297,10 @@ impl Host {
             return;
         }
         self.detector.heard(now, beat, self.me);
-        if self.seat.view().is_some_and(|r| r.generation < beat.generation)
+        if self
+            .seat
+            .view()
+            .is_some_and(|r| r.generation < beat.generation)
             && self.seat.read_due(now, self.config.timing.heartbeat)
         {
             self.read(now);
@@ -302,7 +314,10 @@ impl Host {
             if self.connected.len() == CONNECTED_MAX {
                 self.connected.remove(0);
             }
-            self.connected.push(primary::Candidate { incarnation: peer, not_before: now });
+            self.connected.push(primary::Candidate {
+                incarnation: peer,
+                not_before: now,
+            });
         }
         // A new connection too: what the old one carried is gone.
         match self.role {
@@ -338,7 +353,9 @@ impl Host {
 
     /// The record is newer than what was known, and settled the request that waited.
     fn learned(&mut self, now: Time, settled: Option<Why>) {
-        let Some(record) = self.seat.view().copied() else { return };
+        let Some(record) = self.seat.view().copied() else {
+            return;
+        };
         match self.role {
             Role::Waiting(_) => self.waiting_learned(now, &record, settled),
             Role::Backup(_) => self.backup_learned(now, &record),
@@ -409,7 +426,14 @@ impl Host {
         if let Role::Backup(_) = self.role {
             self.freeze();
         }
-        self.ask(now, Why::Claim, Right::Operator, self.me, None, Phase::Claimed);
+        self.ask(
+            now,
+            Why::Claim,
+            Right::Operator,
+            self.me,
+            None,
+            Phase::Claimed,
+        );
     }
 
     fn ask(
@@ -437,7 +461,9 @@ impl Host {
         let unreachable = self.seat.unanswered(now) > limit;
         if unreachable != self.unreachable {
             self.unreachable = unreachable;
-            self.notice(Notice::Arbiter { answers: !unreachable });
+            self.notice(Notice::Arbiter {
+                answers: !unreachable,
+            });
         }
     }
 

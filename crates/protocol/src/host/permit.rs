@@ -33,7 +33,11 @@ pub struct Permit {
 impl Permit {
     /// Nothing may leave.
     pub const fn nothing() -> Permit {
-        Permit { pass: Pass::Nothing, through: Epoch(0), until: None }
+        Permit {
+            pass: Pass::Nothing,
+            through: Epoch(0),
+            until: None,
+        }
     }
 
     /// Whether output that `epoch` produced may leave at `now`. `unheld` is what the mode's rules
@@ -61,7 +65,11 @@ impl Host {
             _ => return Permit::nothing(),
         };
         if self.is_alone(primary) {
-            return Permit { pass: Pass::All, through: primary.running, until: None };
+            return Permit {
+                pass: Pass::All,
+                through: primary.running,
+                until: None,
+            };
         }
         let through = if self.guards.on(Guard::OutputCommit) {
             primary.committed()
@@ -78,8 +86,16 @@ impl Host {
         };
         // While a naming is under way all output is held, the unheld too.
         let named = self.seat.view().is_some_and(|r| r.heir.is_some());
-        let pass = if named { Pass::CommittedAndUnheld } else { Pass::Committed };
-        Permit { pass, through, until }
+        let pass = if named {
+            Pass::CommittedAndUnheld
+        } else {
+            Pass::Committed
+        };
+        Permit {
+            pass,
+            through,
+            until,
+        }
     }
 }
 
@@ -89,7 +105,11 @@ mod tests {
 
     #[test]
     fn the_permit_says_what_its_name_says() {
-        let at = |pass| Permit { pass, through: Epoch(3), until: Some(Time(100)) };
+        let at = |pass| Permit {
+            pass,
+            through: Epoch(3),
+            until: Some(Time(100)),
+        };
         let table = [
             (Pass::Nothing, [false, false, false]),
             (Pass::Committed, [true, false, false]),
@@ -100,7 +120,10 @@ mod tests {
             assert_eq!(at(pass).allows(Time(99), Epoch(3), false), committed);
             assert_eq!(at(pass).allows(Time(99), Epoch(4), false), newer);
             assert_eq!(at(pass).allows(Time(99), Epoch(4), true), unheld);
-            assert!(!at(pass).allows(Time(100), Epoch(3), false), "T_p has passed");
+            assert!(
+                !at(pass).allows(Time(100), Epoch(3), false),
+                "T_p has passed"
+            );
         }
     }
 }

@@ -73,7 +73,10 @@ impl Primary {
 
     /// The newest epoch whose held output may leave.
     pub(super) fn committed(&self) -> Epoch {
-        self.session.as_ref().map_or(Epoch(0), |s| s.committed).max(self.stray)
+        self.session
+            .as_ref()
+            .map_or(Epoch(0), |s| s.committed)
+            .max(self.stray)
     }
 
     /// Sealed epochs without an answer.
@@ -83,7 +86,9 @@ impl Primary {
     }
 
     pub(super) fn may_seal(&self, guards: Guards) -> bool {
-        let Some(session) = &self.session else { return false };
+        let Some(session) = &self.session else {
+            return false;
+        };
         session.stage >= Stage::Copying && (self.lag() == 0 || !guards.on(Guard::Backpressure))
     }
 
@@ -95,7 +100,9 @@ impl Primary {
 impl Host {
     /// Whether all output may leave: no heir, none asked for, none about to be.
     pub(super) fn is_alone(&self, primary: &Primary) -> bool {
-        let Some(record) = self.seat.view() else { return false };
+        let Some(record) = self.seat.view() else {
+            return false;
+        };
         if record.phase != Phase::Running || !self.is_me(record.runner) {
             return false;
         }
@@ -103,7 +110,8 @@ impl Host {
             return true;
         }
         if !self.guards.on(Guard::HoldBeforeNaming) {
-            return record.heir.is_none() && (self.seat.is_idle() || self.seat.waits_for(Why::Name));
+            return record.heir.is_none()
+                && (self.seat.is_idle() || self.seat.waits_for(Why::Name));
         }
         record.heir.is_none() && self.seat.is_idle() && !primary.holds()
     }
@@ -112,15 +120,21 @@ impl Host {
         let (Role::Primary(primary), Some(record)) = (&self.role, self.seat.view()) else {
             return false;
         };
-        let (Some(heir), Some(session)) = (record.heir, &primary.session) else { return false };
+        let (Some(heir), Some(session)) = (record.heir, &primary.session) else {
+            return false;
+        };
         let age = self.detector.echo_age(now, heir);
         let fresh = age.is_some_and(|age| age < self.config.timing.t_a);
         self.seat.is_idle() && session.peer == heir && fresh
     }
 
     pub(super) fn primary_tick(&mut self, now: Time) {
-        let Some(record) = self.seat.view().copied() else { return };
-        let Role::Primary(primary) = &self.role else { return };
+        let Some(record) = self.seat.view().copied() else {
+            return;
+        };
+        let Role::Primary(primary) = &self.role else {
+            return;
+        };
         // A stalled loop is this host's own failure, and no reason to ask for anything.
         if !self.detector.moves(now) && self.guards.on(Guard::OwnLoop) {
             return;
@@ -128,7 +142,10 @@ impl Host {
         let session = primary.session.as_ref();
         if !self.seat.is_idle() {
             // A naming whose session is gone is settled by its opposite.
-            if self.seat.waits_for(Why::Name) && session.is_none() && self.guards.on(Guard::FenceNaming) {
+            if self.seat.waits_for(Why::Name)
+                && session.is_none()
+                && self.guards.on(Guard::FenceNaming)
+            {
                 self.let_go(now);
             }
             return;
@@ -158,7 +175,9 @@ impl Host {
             self.frozen_learned(now, record);
             return;
         }
-        let Role::Primary(primary) = &mut self.role else { return };
+        let Role::Primary(primary) = &mut self.role else {
+            return;
+        };
         if record.heir.is_none() && !self.seat.waits_for(Why::Name) {
             // Let go: what that replica committed counts no more.
             if primary.session.as_ref().is_some_and(|s| s.cover.is_some()) {
@@ -171,15 +190,30 @@ impl Host {
     /// Finds somebody to fill, fills, and names when all conditions hold.
     fn fill(&mut self, now: Time) {
         let retry = self.config.timing.retry;
-        let fresh = |host: &Host, peer| host.detector.pass_until(peer).is_some_and(|until| now < until);
-        let Role::Primary(primary) = &mut self.role else { return };
-        let Some(session) = &mut primary.session else { return self.offer(now) };
+        let fresh = |host: &Host, peer| {
+            host.detector
+                .pass_until(peer)
+                .is_some_and(|until| now < until)
+        };
+        let Role::Primary(primary) = &mut self.role else {
+            return;
+        };
+        let Some(session) = &mut primary.session else {
+            return self.offer(now);
+        };
         // A host that lost its power closes no connection.
-        if self.detector.echo_age(now, session.peer).is_none_or(|age| age >= self.config.timing.t_b_max) {
+        if self
+            .detector
+            .echo_age(now, session.peer)
+            .is_none_or(|age| age >= self.config.timing.t_b_max)
+        {
             self.close_session(now, true);
             return;
         }
-        let needed = match (self.guards.on(Guard::HeirWhole), self.guards.on(Guard::HeirTried)) {
+        let needed = match (
+            self.guards.on(Guard::HeirWhole),
+            self.guards.on(Guard::HeirTried),
+        ) {
             (false, _) => Stage::Copying,
             (_, false) => Stage::Whole,
             _ => Stage::Tried,
@@ -198,7 +232,9 @@ impl Host {
                 if !fresh(self, peer) {
                     return;
                 }
-                let Role::Primary(primary) = &mut self.role else { return };
+                let Role::Primary(primary) = &mut self.role else {
+                    return;
+                };
                 let running = primary.running;
                 if let Some(session) = &mut primary.session {
                     session.cover = Some(running);
@@ -210,8 +246,12 @@ impl Host {
     }
 
     fn name(&mut self, now: Time) {
-        let Role::Primary(primary) = &self.role else { return };
-        let Some(session) = &primary.session else { return };
+        let Role::Primary(primary) = &self.role else {
+            return;
+        };
+        let Some(session) = &primary.session else {
+            return;
+        };
         let Some(cover) = session.cover else { return };
         let covered = if self.guards.on(Guard::HeirWhole) {
             session.committed >= cover || !self.guards.on(Guard::NameCovers)
@@ -220,7 +260,14 @@ impl Host {
         };
         if covered && self.seat.is_idle() {
             let peer = session.peer;
-            self.ask(now, Why::Name, Right::Named, self.me, Some(peer), Phase::Running);
+            self.ask(
+                now,
+                Why::Name,
+                Right::Named,
+                self.me,
+                Some(peer),
+                Phase::Running,
+            );
         }
     }
 
@@ -233,14 +280,21 @@ impl Host {
             let age = self.detector.echo_age(now, c.incarnation);
             c.not_before <= now && age.is_some_and(|age| age < self.config.timing.t_a)
         };
-        let Some(at) = self.connected.iter().position(lives) else { return };
+        let Some(at) = self.connected.iter().position(lives) else {
+            return;
+        };
         // To the end of the queue, so that a spare gets its turn.
         let candidate = self.connected.remove(at);
         self.connected.push(candidate);
-        let Role::Primary(primary) = &mut self.role else { return };
+        let Role::Primary(primary) = &mut self.role else {
+            return;
+        };
         self.sessions += 1;
         primary.session = Some(Session {
-            id: SessionId { runner: self.me, number: self.sessions },
+            id: SessionId {
+                runner: self.me,
+                number: self.sessions,
+            },
             peer: candidate.incarnation,
             stage: Stage::Offered,
             offered: now,
@@ -253,17 +307,29 @@ impl Host {
     }
 
     fn send_offer(&mut self) {
-        let (Role::Primary(primary), Some(record)) = (&self.role, self.seat.view()) else { return };
-        let Some(session) = &primary.session else { return };
+        let (Role::Primary(primary), Some(record)) = (&self.role, self.seat.view()) else {
+            return;
+        };
+        let Some(session) = &primary.session else {
+            return;
+        };
         let (to, generation) = (session.peer, record.generation);
-        let begin = Message::Begin { session: session.id, term: primary.term, generation };
+        let begin = Message::Begin {
+            session: session.id,
+            term: primary.term,
+            generation,
+        };
         self.send(to, begin);
     }
 
     /// A message arrived on the link.
     pub(super) fn message(&mut self, now: Time, from: Incarnation, message: &Message) {
         match *message {
-            Message::Begin { session, term, generation } if session.runner == from => {
+            Message::Begin {
+                session,
+                term,
+                generation,
+            } if session.runner == from => {
                 self.begin(now, session, term, generation);
             }
             Message::Checkpoint(ref checkpoint) => self.checkpoint(from, checkpoint),
@@ -275,7 +341,9 @@ impl Host {
                     self.copying(session);
                 }
             }
-            Message::Received(session, epoch) => self.acknowledged(now, from, session, epoch, false),
+            Message::Received(session, epoch) => {
+                self.acknowledged(now, from, session, epoch, false)
+            }
             Message::Commit(session, epoch) => self.acknowledged(now, from, session, epoch, true),
             Message::Tried(session) => {
                 if let Some(s) = self.session(from, session)
@@ -292,7 +360,10 @@ impl Host {
                 }
             }
             Message::Stopped => self.stopped(now, from),
-            Message::Begin { .. } | Message::Hello(_) | Message::Part { .. } | Message::Frame { .. } => {}
+            Message::Begin { .. }
+            | Message::Hello(_)
+            | Message::Part { .. }
+            | Message::Frame { .. } => {}
         }
     }
 
@@ -304,11 +375,16 @@ impl Host {
             Role::Frozen(frozen) if !self.guards.on(Guard::Freeze) => frozen.machine_mut()?,
             _ => return None,
         };
-        primary.session.as_mut().filter(|s| s.id == id && s.peer == from)
+        primary
+            .session
+            .as_mut()
+            .filter(|s| s.id == id && s.peer == from)
     }
 
     fn copying(&mut self, session: SessionId) {
-        let Role::Primary(primary) = &mut self.role else { return };
+        let Role::Primary(primary) = &mut self.role else {
+            return;
+        };
         let before = Epoch(primary.running.0 - 1);
         if let Some(s) = &mut primary.session {
             // Nothing that was sealed before this session is owed to it.
@@ -318,10 +394,14 @@ impl Host {
     }
 
     pub(super) fn sealed(&mut self, sealed: Sealed) {
-        let Role::Primary(primary) = &mut self.role else { return };
+        let Role::Primary(primary) = &mut self.role else {
+            return;
+        };
         let (term, epoch) = (primary.term, primary.running);
         primary.running = epoch.next();
-        let Some(session) = &primary.session else { return };
+        let Some(session) = &primary.session else {
+            return;
+        };
         let checkpoint = Checkpoint {
             session: session.id,
             term,
@@ -336,7 +416,14 @@ impl Host {
         self.send(to, Message::Checkpoint(checkpoint));
     }
 
-    fn acknowledged(&mut self, now: Time, from: Incarnation, id: SessionId, epoch: Epoch, commit: bool) {
+    fn acknowledged(
+        &mut self,
+        now: Time,
+        from: Incarnation,
+        id: SessionId,
+        epoch: Epoch,
+        commit: bool,
+    ) {
         if let Role::Primary(primary) = &mut self.role
             && commit
             && !self.guards.on(Guard::SessionCommits)
@@ -347,7 +434,9 @@ impl Host {
             Role::Primary(primary) => primary.running.0,
             _ => u64::MAX,
         };
-        let Some(session) = self.session(from, id) else { return };
+        let Some(session) = self.session(from, id) else {
+            return;
+        };
         if epoch.0 >= sealed || session.stage < Stage::Copying {
             // It speaks of what was never sent: a broken peer.
             return;
@@ -363,7 +452,9 @@ impl Host {
     }
 
     pub(super) fn session_closed(&mut self, now: Time, peer: Incarnation) {
-        let Role::Primary(primary) = &self.role else { return };
+        let Role::Primary(primary) = &self.role else {
+            return;
+        };
         if primary.session.as_ref().is_some_and(|s| s.peer == peer) {
             self.close_session(now, false);
             self.primary_tick(now);
@@ -371,8 +462,12 @@ impl Host {
     }
 
     pub(super) fn close_session(&mut self, now: Time, bye: bool) {
-        let Role::Primary(primary) = &mut self.role else { return };
-        let Some(session) = primary.session.take() else { return };
+        let Role::Primary(primary) = &mut self.role else {
+            return;
+        };
+        let Some(session) = primary.session.take() else {
+            return;
+        };
         for candidate in &mut self.connected {
             if candidate.incarnation == session.peer {
                 candidate.not_before = now + self.config.timing.retry * 4;

@@ -119,7 +119,12 @@ impl Seat {
     /// A request, not yet of unknown outcome: for reads.
     pub(super) fn request(&mut self, ask: Ask) -> Request {
         self.number += 1;
-        Request { machine: self.machine, from: self.me, number: self.number, ask }
+        Request {
+            machine: self.machine,
+            from: self.me,
+            number: self.number,
+            ask,
+        }
     }
 
     /// A change against the present generation. From here on its outcome is unknown. One that
@@ -134,10 +139,21 @@ impl Seat {
         phase: Phase,
     ) -> Option<Request> {
         let expected = self.view?.generation;
-        let change = Change { expected, runner, heir, phase };
+        let change = Change {
+            expected,
+            runner,
+            heir,
+            phase,
+        };
         let before = self.pending.take().and_then(|p| p.named);
         let named = if why == Why::Name { heir } else { before };
-        self.pending = Some(Pending { why, right: right.clone(), change, named, sent: now });
+        self.pending = Some(Pending {
+            why,
+            right: right.clone(),
+            change,
+            named,
+            sent: now,
+        });
         self.expect_answer(now);
         Some(self.request(Ask::Change(right, change)))
     }
@@ -155,7 +171,11 @@ impl Seat {
         pending.sent = now;
         let ask = Ask::Change(pending.right.clone(), pending.change);
         self.expect_answer(now);
-        let ask = if self.guards.on(guard) { ask } else { Ask::Read };
+        let ask = if self.guards.on(guard) {
+            ask
+        } else {
+            Ask::Read
+        };
         Some(self.request(ask))
     }
 
@@ -170,7 +190,8 @@ impl Seat {
 
     /// For how long nothing was answered although something was asked.
     pub(super) fn unanswered(&self, now: Time) -> Duration {
-        self.unanswered.map_or(Duration::ZERO, |since| now.since(since))
+        self.unanswered
+            .map_or(Duration::ZERO, |since| now.since(since))
     }
 
     /// Forgets a request that the won `running` has settled.
@@ -190,7 +211,11 @@ impl Seat {
             }
         };
         let Some(record) = answer.record else {
-            return if known == Generation(0) { News::Lower { record: None } } else { lower(None) };
+            return if known == Generation(0) {
+                News::Lower { record: None }
+            } else {
+                lower(None)
+            };
         };
         if record.machine != self.machine {
             return News::None;
@@ -211,7 +236,9 @@ impl Seat {
 
     /// The generation has not moved. That settles nothing, unless a guard is removed.
     fn same(&mut self, answer: &Answer) -> News {
-        let Some(pending) = &self.pending else { return News::None };
+        let Some(pending) = &self.pending else {
+            return News::None;
+        };
         let guard = match pending.why {
             Why::Name => Guard::FenceNaming,
             Why::LetGo => return News::None,

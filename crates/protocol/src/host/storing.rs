@@ -44,7 +44,10 @@ impl Host {
 
     /// What the disk's sidecar will be when all is stored.
     pub(super) fn coming_sidecar(&self) -> &Sidecar {
-        self.stores.queue.back().map_or(&self.sidecar, |(sidecar, _)| sidecar)
+        self.stores
+            .queue
+            .back()
+            .map_or(&self.sidecar, |(sidecar, _)| sidecar)
     }
 
     pub(super) fn sidecar_stored(&mut self, now: Time, durable: bool) {
@@ -53,7 +56,9 @@ impl Host {
             self.stores.failed = true;
             return;
         }
-        let Some((sidecar, then)) = self.stores.queue.pop_front() else { return };
+        let Some((sidecar, then)) = self.stores.queue.pop_front() else {
+            return;
+        };
         self.sidecar = sidecar;
         if let Some((next, _)) = self.stores.queue.front() {
             let next = next.clone();

@@ -38,13 +38,19 @@ pub(super) struct Waiting {
 
 impl Waiting {
     pub(super) fn new(now: Time) -> Waiting {
-        Waiting { quiet_since: now, load: Load::No, failed_at: now }
+        Waiting {
+            quiet_since: now,
+            load: Load::No,
+            failed_at: now,
+        }
     }
 }
 
 impl Host {
     pub(super) fn waiting_tick(&mut self, now: Time) {
-        let Some(record) = self.seat.view().copied() else { return };
+        let Some(record) = self.seat.view().copied() else {
+            return;
+        };
         if self.is_me(record.runner) {
             if record.phase == Phase::Claimed && self.seat.is_idle() {
                 self.start_claimed(now, &record);
@@ -52,13 +58,19 @@ impl Host {
             return;
         }
         let answered = self.named_answers(&record);
-        let Role::Waiting(waiting) = &mut self.role else { return };
+        let Role::Waiting(waiting) = &mut self.role else {
+            return;
+        };
         if let Some(at) = answered {
             waiting.quiet_since = waiting.quiet_since.max(at);
         }
         let timing = &self.config.timing;
         // A host that the file does not prefer lets the other go first.
-        let enough = if self.config.preferred { timing.t_cold } else { timing.t_cold * 3 / 2 };
+        let enough = if self.config.preferred {
+            timing.t_cold
+        } else {
+            timing.t_cold * 3 / 2
+        };
         let quiet = now.since(waiting.quiet_since) >= enough || !self.guards.on(Guard::ColdSilence);
         if quiet && self.seat.is_idle() && !self.is_storing() && self.may_start_cold(&record) {
             if self.guards.on(Guard::SidecarAdds) && !self.sidecar.valid.contains(&self.me) {
@@ -72,7 +84,9 @@ impl Host {
 
     pub(super) fn waiting_learned(&mut self, now: Time, record: &Record, settled: Option<Why>) {
         let mine = self.is_me(record.runner);
-        let Role::Waiting(waiting) = &mut self.role else { return };
+        let Role::Waiting(waiting) = &mut self.role else {
+            return;
+        };
         waiting.quiet_since = now;
         if !mine {
             waiting.load = Load::No;
@@ -102,7 +116,11 @@ impl Host {
         let any = if self.guards.on(Guard::OnlyHeirBeats) {
             None
         } else {
-            self.detector.peers().filter(|p| p.activity != Activity::Waiting).map(|p| p.heard).max()
+            self.detector
+                .peers()
+                .filter(|p| p.activity != Activity::Waiting)
+                .map(|p| p.heard)
+                .max()
         };
         runner.max(heir).max(any)
     }
@@ -114,7 +132,9 @@ impl Host {
     }
 
     pub(super) fn cold_claim(&mut self, now: Time) {
-        let Some(record) = self.seat.view().copied() else { return };
+        let Some(record) = self.seat.view().copied() else {
+            return;
+        };
         let waits = matches!(self.role, Role::Waiting(_)) && self.seat.is_idle();
         if !waits || self.is_me(record.runner) || !self.may_start_cold(&record) {
             return;
@@ -122,7 +142,11 @@ impl Host {
         // The other host's named incarnation stays, heir first: it may yet turn out to be alive.
         let others = [record.heir, Some(record.runner)].into_iter().flatten();
         let mut others = others.filter(|i| !self.sidecar.valid.contains(i));
-        let keep = if self.guards.on(Guard::ColdKeepsHeir) { others.next() } else { None };
+        let keep = if self.guards.on(Guard::ColdKeepsHeir) {
+            others.next()
+        } else {
+            None
+        };
         let right = Right::Cold(self.sidecar.valid.clone());
         let phase = self.claim_phase();
         self.ask(now, Why::Claim, right, self.me, keep, phase);
@@ -130,7 +154,14 @@ impl Host {
 
     pub(super) fn promote_stored(&mut self, now: Time) {
         if matches!(self.role, Role::Waiting(_)) {
-            self.ask(now, Why::Claim, Right::Operator, self.me, None, Phase::Claimed);
+            self.ask(
+                now,
+                Why::Claim,
+                Right::Operator,
+                self.me,
+                None,
+                Phase::Claimed,
+            );
         }
     }
 
@@ -139,14 +170,19 @@ impl Host {
         let disk = self.coming_sidecar();
         let own = disk.state == DiskState::InSync
             && (disk.valid.contains(&self.me) || !self.guards.on(Guard::SidecarAdds));
-        let Role::Waiting(waiting) = &mut self.role else { return };
+        let Role::Waiting(waiting) = &mut self.role else {
+            return;
+        };
         match waiting.load {
             Load::No if own => {
                 waiting.load = Load::Going;
                 self.act(Action::Load(Source::Cold));
             }
             Load::Done => self.ask_running(now, record),
-            Load::Failed if record.heir.is_none() && now.since(waiting.failed_at) >= self.config.timing.t_c => {
+            Load::Failed
+                if record.heir.is_none()
+                    && now.since(waiting.failed_at) >= self.config.timing.t_c =>
+            {
                 waiting.load = Load::Going;
                 self.act(Action::Load(Source::Cold));
             }
@@ -173,7 +209,11 @@ impl Host {
 
     /// The second step of a claim, before the first instruction or frame.
     pub(super) fn ask_running(&mut self, now: Time, record: &Record) {
-        let keep = if self.guards.on(Guard::RunningClearsHeir) { None } else { record.heir };
+        let keep = if self.guards.on(Guard::RunningClearsHeir) {
+            None
+        } else {
+            record.heir
+        };
         self.ask(now, Why::Run, Right::Named, self.me, keep, Phase::Running);
     }
 
@@ -184,17 +224,34 @@ impl Host {
             && self.seat.stood(now) >= self.config.timing.retry
             && self.guards.on(Guard::HandBack)
         {
-            self.ask(now, Why::HandBack, Right::Named, heir, Some(self.me), Phase::Claimed);
+            self.ask(
+                now,
+                Why::HandBack,
+                Right::Named,
+                heir,
+                Some(self.me),
+                Phase::Claimed,
+            );
         }
     }
 
     /// A claim's phase: the first of two steps.
     pub(super) fn claim_phase(&self) -> Phase {
-        if self.guards.on(Guard::TwoSteps) { Phase::Claimed } else { Phase::Running }
+        if self.guards.on(Guard::TwoSteps) {
+            Phase::Claimed
+        } else {
+            Phase::Running
+        }
     }
 
     /// A runner offers to fill this host.
-    pub(super) fn begin(&mut self, now: Time, session: SessionId, term: Term, generation: Generation) {
+    pub(super) fn begin(
+        &mut self,
+        now: Time,
+        session: SessionId,
+        term: Term,
+        generation: Generation,
+    ) {
         let view = self.seat.view().copied();
         if view.is_some_and(|r| generation < r.generation || self.is_me(r.runner)) {
             return;

@@ -22,7 +22,9 @@ const BELIEF: u64 = 120 * MS;
 impl World<'_> {
     fn incarnation(&self, of: Incarnation) -> Option<(usize, &Process)> {
         let processes = self.computers.iter().enumerate();
-        processes.filter_map(|(h, c)| c.process.as_ref().map(|p| (h, p))).find(|(_, p)| p.me == of)
+        processes
+            .filter_map(|(h, c)| c.process.as_ref().map(|p| (h, p)))
+            .find(|(_, p)| p.me == of)
     }
 
     /// A term begins. Says from which state, unless that is already the end of the run.
@@ -37,13 +39,19 @@ impl World<'_> {
         self.history.newest_term = self.history.newest_term.max(term.0.0);
         let process = self.computers[host].process.as_ref()?;
         let (tip, whole) = match source {
-            Source::Cold => (self.computers[host].disk.image, !self.computers[host].disk.mixed),
+            Source::Cold => (
+                self.computers[host].disk.image,
+                !self.computers[host].disk.mixed,
+            ),
             Source::Replica { epoch, .. } => {
                 let replica = process.replica.as_ref();
                 let tip = replica.map_or(0, |r| r.state);
                 (tip, replica.is_some_and(|r| r.whole && r.epoch == epoch))
             }
-            Source::Paused => (process.guest.as_ref().map_or(0, |g| g.tip), process.guest.is_some()),
+            Source::Paused => (
+                process.guest.as_ref().map_or(0, |g| g.tip),
+                process.guest.is_some(),
+            ),
         };
         if !whole {
             self.broke(Broken::NotWhole);
@@ -93,16 +101,26 @@ impl World<'_> {
         if !self.history.may_start(tip) {
             return self.broke(Broken::TwoHistories);
         }
-        let Some(replica) = self.computers[host].process.as_ref().and_then(|p| p.replica.as_ref()) else {
+        let Some(replica) = self.computers[host]
+            .process
+            .as_ref()
+            .and_then(|p| p.replica.as_ref())
+        else {
             return;
         };
         let (term, epoch) = (replica.term.0.0, replica.epoch.0);
-        if self.computers[host].process.as_ref().is_some_and(|p| p.promoted) {
+        if self.computers[host]
+            .process
+            .as_ref()
+            .is_some_and(|p| p.promoted)
+        {
             return;
         }
         let lost = self.unheld_passed.iter().rev().take(200).any(|&node| {
             let operation = self.history.get(node);
-            operation.term == term && operation.epoch > epoch + 2 && !self.history.contains(tip, node)
+            operation.term == term
+                && operation.epoch > epoch + 2
+                && !self.history.contains(tip, node)
         });
         let forgotten = self.history.back(tip, 100).any(|node| {
             let operation = self.history.get(node);
@@ -119,7 +137,9 @@ impl World<'_> {
 
     /// A process drops what it has. Somebody else must have been put to `running` before.
     pub(super) fn check_drop(&mut self, host: usize) {
-        let Some(process) = &self.computers[host].process else { return };
+        let Some(process) = &self.computers[host].process else {
+            return;
+        };
         let replica = process.replica.as_ref().filter(|r| r.whole);
         let newest = match (&process.guest, replica) {
             (Some(guest), _) => guest.term.0.0 >= self.decided,
@@ -135,7 +155,9 @@ impl World<'_> {
 
     /// A process drops its replica to be filled anew. The record must not name it.
     pub(super) fn check_prepare(&mut self, host: usize) {
-        let Some(process) = &self.computers[host].process else { return };
+        let Some(process) = &self.computers[host].process else {
+            return;
+        };
         let whole = process.replica.as_ref().is_some_and(|r| r.whole);
         if whole && self.stored.heir == Some(process.me) {
             self.broke(Broken::Dropped);
@@ -156,11 +178,14 @@ impl World<'_> {
             && promoted
         {
             let replica = process.replica.as_ref().map(|r| r.state);
-            self.history.accept_loss(replica.unwrap_or(self.computers[host].disk.image));
+            self.history
+                .accept_loss(replica.unwrap_or(self.computers[host].disk.image));
         }
         let named = [Some(self.before.runner), self.before.heir];
         let left_out = named.into_iter().flatten().any(|i| {
-            let whole = self.incarnation(i).is_some_and(|(_, p)| p.host.status().whole);
+            let whole = self
+                .incarnation(i)
+                .is_some_and(|(_, p)| p.host.status().whole);
             whole && !self.stored.names(i)
         });
         if left_out && !promoted {
@@ -170,7 +195,11 @@ impl World<'_> {
 
     /// Held output leaves.
     pub(super) fn check_release(&mut self, host: usize, node: Node) {
-        let record = self.arbiter.as_ref().and_then(|a| a.record(super::world::MACHINE)).copied();
+        let record = self
+            .arbiter
+            .as_ref()
+            .and_then(|a| a.record(super::world::MACHINE))
+            .copied();
         let me = self.computers[host].process.as_ref().map(|p| p.me);
         if let Some(record) = record
             && record.phase == Phase::Running
@@ -200,9 +229,13 @@ impl World<'_> {
     /// Invariant 4: what calls itself protected is.
     pub(super) fn check_cover(&mut self, host: usize) {
         let record = self.arbiter.as_ref().map_or(self.stored, |a| {
-            a.record(super::world::MACHINE).copied().unwrap_or(self.stored)
+            a.record(super::world::MACHINE)
+                .copied()
+                .unwrap_or(self.stored)
         });
-        let Some(process) = &self.computers[host].process else { return };
+        let Some(process) = &self.computers[host].process else {
+            return;
+        };
         if process.host.status().protected_since.is_none() {
             if let Some(process) = self.process(host) {
                 process.lies_since = None;
@@ -210,8 +243,13 @@ impl World<'_> {
             return;
         }
         let me = process.me;
-        let heir = record.heir.and_then(|heir| self.incarnation(heir)).map(|(_, heir)| heir);
-        let replica = heir.and_then(|h| h.replica.as_ref()).filter(|r| r.session.runner == me);
+        let heir = record
+            .heir
+            .and_then(|heir| self.incarnation(heir))
+            .map(|(_, heir)| heir);
+        let replica = heir
+            .and_then(|h| h.replica.as_ref())
+            .filter(|r| r.session.runner == me);
         let covered = record.runner == me && replica.is_some_and(|r| r.whole);
         let untried = covered && heir.is_some_and(|h| h.broken);
         let since = process.lies_since;
@@ -220,17 +258,33 @@ impl World<'_> {
             self.broke(Broken::FalseCover);
         }
         if let Some(process) = self.process(host) {
-            process.lies_since = if covered { None } else { Some(since.unwrap_or(now)) };
+            process.lies_since = if covered {
+                None
+            } else {
+                Some(since.unwrap_or(now))
+            };
         }
     }
 
     /// A host claims. In the last part of a run it needs a reason.
     pub(super) fn check_claim(&mut self, host: usize) {
-        let Stage::Disturbed(_) = self.stage else { return };
-        let Some(process) = &self.computers[host].process else { return };
-        let Some(record) = process.host.status().record else { return };
-        let other = if record.runner == process.me { record.heir } else { Some(record.runner) };
-        let Some((other, _)) = other.and_then(|other| self.incarnation(other)) else { return };
+        let Stage::Disturbed(_) = self.stage else {
+            return;
+        };
+        let Some(process) = &self.computers[host].process else {
+            return;
+        };
+        let Some(record) = process.host.status().record else {
+            return;
+        };
+        let other = if record.runner == process.me {
+            record.heir
+        } else {
+            Some(record.runner)
+        };
+        let Some((other, _)) = other.and_then(|other| self.incarnation(other)) else {
+            return;
+        };
         if self.now > self.computers[other].trouble + 500 * MS {
             self.broke(Broken::Needless);
         }
@@ -242,7 +296,9 @@ impl World<'_> {
             let well = self.now >= computer.hung_until.max(computer.stuck_until);
             well && self.role(host) == Some(RoleName::Primary)
                 && computer.process.as_ref().is_some_and(|p| {
-                    p.guest.as_ref().is_some_and(|g| g.term.0.0 == self.history.newest_term)
+                    p.guest
+                        .as_ref()
+                        .is_some_and(|g| g.term.0.0 == self.history.newest_term)
                 })
         })
     }
@@ -294,7 +350,11 @@ impl World<'_> {
     fn disturb(&mut self) {
         let until = self.now + self.random.between(120, 400) * MS;
         let primary = self.runner().unwrap_or(0);
-        let heir = self.stored.heir.and_then(|heir| self.incarnation(heir)).map(|(host, _)| host);
+        let heir = self
+            .stored
+            .heir
+            .and_then(|heir| self.incarnation(heir))
+            .map(|(host, _)| host);
         let kind = self.random.index(5);
         self.tell(|| format!("--- disturbance {kind} of the heir, {heir:?} ---"));
         let heir = heir.unwrap_or(primary);

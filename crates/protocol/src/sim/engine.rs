@@ -10,7 +10,7 @@ use crate::sidecar::Sidecar;
 
 use super::history::Node;
 use super::network::Link;
-use super::{Happening, HOSTS};
+use super::{HOSTS, Happening};
 
 /// What a disk holds. It outlives processes.
 #[derive(Clone, Debug)]

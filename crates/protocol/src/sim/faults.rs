@@ -18,13 +18,23 @@ pub(super) enum Fault {
     /// Only the loop that runs epochs, or receives them, is stuck.
     Stuck { host: usize, lasts: u64 },
     /// One direction of one path is cut.
-    Cut { path: usize, from: usize, to: usize, lasts: u64 },
+    Cut {
+        path: usize,
+        from: usize,
+        to: usize,
+        lasts: u64,
+    },
     /// Both directions of all paths between two ends are cut.
     Split { a: usize, b: usize, lasts: u64 },
     /// A host is cut off from everybody.
     Isolate { host: usize, lasts: u64 },
     /// One direction is slow on all paths.
-    Slow { from: usize, to: usize, slow: u64, lasts: u64 },
+    Slow {
+        from: usize,
+        to: usize,
+        slow: u64,
+        lasts: u64,
+    },
     /// Everything loses and doubles packets and reorders them.
     Lossy { lasts: u64 },
     /// All connections of a host are reset.
@@ -50,19 +60,56 @@ impl Fault {
         let end = if random.chance(40) { ARBITER } else { other };
         let (short, long) = (random.between(20, 200) * MS, random.between(50, 1500) * MS);
         match random.index(21) {
-            0 => Fault::PowerOff { host, returns: long },
-            1 | 2 => Fault::Kill { host, returns: random.between(10, 700) * MS },
+            0 => Fault::PowerOff {
+                host,
+                returns: long,
+            },
+            1 | 2 => Fault::Kill {
+                host,
+                returns: random.between(10, 700) * MS,
+            },
             3 => Fault::Hang { host, lasts: short },
             4 => Fault::Hang { host, lasts: long },
             5 => Fault::Backlog { host, lasts: short },
             6 => Fault::Stuck { host, lasts: long },
-            7 => Fault::Cut { path: random.index(PATHS), from: host, to: other, lasts: long },
-            8 => Fault::Cut { path: 1, from: host, to: ARBITER, lasts: long },
-            9 => Fault::Cut { path: 1, from: ARBITER, to: host, lasts: long },
-            10 => Fault::Split { a: host, b: end, lasts: short },
-            11 => Fault::Split { a: host, b: end, lasts: long },
-            12 => Fault::Isolate { host, lasts: if random.chance(50) { short } else { long } },
-            13 => Fault::Slow { from: host, to: end, slow: random.between(5, 150) * MS, lasts: long },
+            7 => Fault::Cut {
+                path: random.index(PATHS),
+                from: host,
+                to: other,
+                lasts: long,
+            },
+            8 => Fault::Cut {
+                path: 1,
+                from: host,
+                to: ARBITER,
+                lasts: long,
+            },
+            9 => Fault::Cut {
+                path: 1,
+                from: ARBITER,
+                to: host,
+                lasts: long,
+            },
+            10 => Fault::Split {
+                a: host,
+                b: end,
+                lasts: short,
+            },
+            11 => Fault::Split {
+                a: host,
+                b: end,
+                lasts: long,
+            },
+            12 => Fault::Isolate {
+                host,
+                lasts: if random.chance(50) { short } else { long },
+            },
+            13 => Fault::Slow {
+                from: host,
+                to: end,
+                slow: random.between(5, 150) * MS,
+                lasts: long,
+            },
             14 => Fault::Lossy { lasts: long },
             15 => Fault::Reset { host },
             16 => Fault::ArbiterDown { returns: short },
@@ -71,7 +118,10 @@ impl Fault {
                 0 => Fault::SidecarFull { host, lasts: short },
                 _ => Fault::ReplicaLost { host },
             },
-            19 if random.chance(40) => Fault::Abandon { host, returns: long + 300 * MS },
+            19 if random.chance(40) => Fault::Abandon {
+                host,
+                returns: long + 300 * MS,
+            },
             _ => Fault::LoadFails { host, lasts: long },
         }
     }

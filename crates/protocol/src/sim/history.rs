@@ -31,20 +31,50 @@ pub(super) struct History {
 
 impl History {
     pub(super) fn new() -> History {
-        let root =
-            Operation { parent: 0, depth: 0, flushed: 0, term: 0, epoch: 0, held: true, passed: true };
-        History { nodes: vec![root], released: 0, newest_term: 0 }
+        let root = Operation {
+            parent: 0,
+            depth: 0,
+            flushed: 0,
+            term: 0,
+            epoch: 0,
+            held: true,
+            passed: true,
+        };
+        History {
+            nodes: vec![root],
+            released: 0,
+            newest_term: 0,
+        }
     }
 
     pub(super) fn get(&self, node: Node) -> &Operation {
         &self.nodes[node]
     }
 
-    pub(super) fn add(&mut self, parent: Node, term: u64, epoch: u64, held: bool, flush: bool) -> Node {
+    pub(super) fn add(
+        &mut self,
+        parent: Node,
+        term: u64,
+        epoch: u64,
+        held: bool,
+        flush: bool,
+    ) -> Node {
         let node = self.nodes.len();
         let depth = self.nodes[parent].depth + 1;
-        let flushed = if flush { node } else { self.nodes[parent].flushed };
-        self.nodes.push(Operation { parent, depth, flushed, term, epoch, held, passed: false });
+        let flushed = if flush {
+            node
+        } else {
+            self.nodes[parent].flushed
+        };
+        self.nodes.push(Operation {
+            parent,
+            depth,
+            flushed,
+            term,
+            epoch,
+            held,
+            passed: false,
+        });
         node
     }
 

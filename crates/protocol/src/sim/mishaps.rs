@@ -79,14 +79,24 @@ impl World<'_> {
                 self.computers[host].stuck_until = now + lasts;
                 self.computers[host].trouble = self.computers[host].trouble.max(now + lasts);
             }
-            Fault::Cut { path, from, to, lasts } => self.cut(path, from, to, now + lasts),
+            Fault::Cut {
+                path,
+                from,
+                to,
+                lasts,
+            } => self.cut(path, from, to, now + lasts),
             Fault::Split { a, b, lasts } => self.split(a, b, now + lasts),
             Fault::Isolate { host, lasts } => {
                 for other in (0..=HOSTS).filter(|&other| other != host) {
                     self.split(host, other, now + lasts);
                 }
             }
-            Fault::Slow { from, to, slow, lasts } => {
+            Fault::Slow {
+                from,
+                to,
+                slow,
+                lasts,
+            } => {
                 for path in 0..PATHS {
                     let direction = &mut self.network.paths[path][from][to];
                     direction.slow_until = now + lasts;
@@ -106,12 +116,18 @@ impl World<'_> {
                 self.at(now + returns, Happening::StartArbiter);
             }
             Fault::ArbiterFull { lasts } => self.arbiter_full_until = now + lasts,
-            Fault::SidecarFull { host, lasts } => self.computers[host].sidecar_fails_until = now + lasts,
+            Fault::SidecarFull { host, lasts } => {
+                self.computers[host].sidecar_fails_until = now + lasts
+            }
             Fault::ReplicaLost { host } => {
-                if self.now < self.computers[host].hung_until || self.role(host) != Some(RoleName::Backup) {
+                if self.now < self.computers[host].hung_until
+                    || self.role(host) != Some(RoleName::Backup)
+                {
                     return;
                 }
-                let Some(process) = self.process(host) else { return };
+                let Some(process) = self.process(host) else {
+                    return;
+                };
                 if let Some(replica) = &mut process.replica {
                     replica.whole = false;
                     self.computers[host].disk.mixed = true;

@@ -160,17 +160,37 @@ enum Happening {
     /// A process's timer.
     Tick { host: usize, life: u64 },
     /// A datagram reaches a host.
-    Datagram { host: usize, life: u64, event: Box<crate::host::Event> },
+    Datagram {
+        host: usize,
+        life: u64,
+        event: Box<crate::host::Event>,
+    },
     /// An engine's answer reaches its state machine.
-    Done { host: usize, life: u64, event: Box<crate::host::Event> },
+    Done {
+        host: usize,
+        life: u64,
+        event: Box<crate::host::Event>,
+    },
     /// A request reaches the arbiter.
     Request(Box<crate::arbiter::Request>),
     /// The arbiter's store is done.
-    Stored { life: u64, record: Box<crate::record::Record>, ok: bool },
+    Stored {
+        life: u64,
+        record: Box<crate::record::Record>,
+        ok: bool,
+    },
     /// The guest does something.
-    Operation { host: usize, life: u64, version: u64 },
+    Operation {
+        host: usize,
+        life: u64,
+        version: u64,
+    },
     /// The epoch is over.
-    EpochEnds { host: usize, life: u64, version: u64 },
+    EpochEnds {
+        host: usize,
+        life: u64,
+        version: u64,
+    },
     /// A connection delivers.
     Pump { stream: u64 },
     /// Two hosts try to connect.
@@ -188,7 +208,11 @@ enum Happening {
     /// The operator promotes a host, if nobody else is there.
     Promote { host: usize },
     /// The sidecar reaches the disk.
-    Sidecar { host: usize, life: u64, sidecar: Box<crate::sidecar::Sidecar> },
+    Sidecar {
+        host: usize,
+        life: u64,
+        sidecar: Box<crate::sidecar::Sidecar>,
+    },
 }
 
 #[cfg(test)]

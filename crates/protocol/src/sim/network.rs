@@ -31,7 +31,11 @@ impl Direction {
 
     fn delay(&self, now: u64, random: &mut Random) -> u64 {
         let usual = random.between(MS / 10, 2 * MS);
-        if now < self.slow_until { usual + random.between(self.slow / 2, self.slow) } else { usual }
+        if now < self.slow_until {
+            usual + random.between(self.slow / 2, self.slow)
+        } else {
+            usual
+        }
     }
 }
 
@@ -44,7 +48,9 @@ pub(super) struct Network {
 
 impl Network {
     pub(super) fn new() -> Network {
-        Network { paths: [[[Direction::default(); HOSTS + 1]; HOSTS + 1]; PATHS] }
+        Network {
+            paths: [[[Direction::default(); HOSTS + 1]; HOSTS + 1]; PATHS],
+        }
     }
 
     /// When the copies of a datagram arrive: none, one or two.

@@ -15,16 +15,28 @@ use super::{Broken, HOSTS, Happening, MS};
 impl World<'_> {
     pub(super) fn perform(&mut self, host: usize, action: Action) {
         let life = self.computers[host].life;
-        if !matches!(action, Action::Heartbeat(_) | Action::Permit(_) | Action::Apply { .. })
-            && !matches!(&action, Action::Arbiter(r) if r.ask == arbiter::Ask::Read)
-            && !matches!(&action, Action::Send { message: Message::Checkpoint(_) | Message::Commit(..), .. })
+        if !matches!(
+            action,
+            Action::Heartbeat(_) | Action::Permit(_) | Action::Apply { .. }
+        ) && !matches!(&action, Action::Arbiter(r) if r.ask == arbiter::Ask::Read)
+            && !matches!(
+                &action,
+                Action::Send {
+                    message: Message::Checkpoint(_) | Message::Commit(..),
+                    ..
+                }
+            )
         {
             self.tell(|| format!("{host}: {action:?}"));
         }
         match action {
             Action::Arbiter(request) => self.ask_arbiter(host, &request),
             Action::Heartbeat(beat) => {
-                let paths = if self.guards.on(Guard::EveryPath) { PATHS } else { 1 };
+                let paths = if self.guards.on(Guard::EveryPath) {
+                    PATHS
+                } else {
+                    1
+                };
                 for other in (0..HOSTS).filter(|&other| other != host) {
                     for path in 0..paths {
                         let event = Event::Heartbeat(beat.clone());
@@ -50,7 +62,9 @@ impl World<'_> {
             }
             Action::Freeze | Action::Thaw => {
                 let frozen = action == Action::Freeze;
-                let Some(process) = self.process(host) else { return };
+                let Some(process) = self.process(host) else {
+                    return;
+                };
                 process.frozen = frozen;
                 if let Some(guest) = &mut process.guest {
                     guest.paused = frozen;
@@ -69,14 +83,18 @@ impl World<'_> {
             Action::Run { source, term } => self.run_term(host, source, term),
             Action::Discard => {
                 self.check_drop(host);
-                let Some(process) = self.process(host) else { return };
+                let Some(process) = self.process(host) else {
+                    return;
+                };
                 process.guest = None;
                 process.replica = None;
                 process.frozen = false;
             }
             Action::Prepare(session) => {
                 self.check_prepare(host);
-                let Some(process) = self.process(host) else { return };
+                let Some(process) = self.process(host) else {
+                    return;
+                };
                 process.guest = None;
                 process.frozen = false;
                 process.replica = Some(Replica {
@@ -96,10 +114,20 @@ impl World<'_> {
             }
             Action::StoreSidecar(sidecar) => {
                 let sidecar = Box::new(sidecar);
-                self.soon(MS / 5, 5 * MS, Happening::Sidecar { host, life, sidecar });
+                self.soon(
+                    MS / 5,
+                    5 * MS,
+                    Happening::Sidecar {
+                        host,
+                        life,
+                        sidecar,
+                    },
+                );
             }
             Action::Notice(Notice::Claims) => self.check_claim(host),
-            Action::Notice(Notice::Refused(Refusal::Shape | Refusal::NotNamed | Refusal::Exists)) => {
+            Action::Notice(Notice::Refused(
+                Refusal::Shape | Refusal::NotNamed | Refusal::Exists,
+            )) => {
                 self.broke(Broken::Refused);
             }
             Action::End => {

@@ -90,16 +90,28 @@ pub(super) struct World<'a> {
 pub(super) const FAULTS_END: u64 = 4_000 * MS;
 
 impl<'a> World<'a> {
-    pub(super) fn new(seed: u64, guards: Guards, trace: Option<&'a mut dyn FnMut(String)>) -> World<'a> {
+    pub(super) fn new(
+        seed: u64,
+        guards: Guards,
+        trace: Option<&'a mut dyn FnMut(String)>,
+    ) -> World<'a> {
         let mut random = Random::new(seed);
         let creator = Incarnation::new(0x1fe).unwrap_or_else(|| unreachable!("not zero"));
         let record = Record::new(MACHINE, creator);
         let computers = (0..HOSTS).map(|host| {
             let first = host == 0;
-            let sidecar = if first { Sidecar::of(MACHINE, creator) } else { Sidecar::empty(MACHINE) };
+            let sidecar = if first {
+                Sidecar::of(MACHINE, creator)
+            } else {
+                Sidecar::empty(MACHINE)
+            };
             Computer {
                 process: None,
-                disk: Disk { sidecar, image: 0, mixed: !first },
+                disk: Disk {
+                    sidecar,
+                    image: 0,
+                    mixed: !first,
+                },
                 life: 0,
                 offset: random.between(1, 1 << 40),
                 rate: [-49_000, 0, 10, 49_000][random.index(4)],
@@ -154,12 +166,16 @@ impl<'a> World<'a> {
 
     pub(super) fn run(mut self) -> Outcome {
         while self.outcome.broken.is_none() {
-            let Some(Reverse((at, number))) = self.queue.pop() else { break };
+            let Some(Reverse((at, number))) = self.queue.pop() else {
+                break;
+            };
             self.now = at;
             if self.stage == Stage::Faults && at >= FAULTS_END {
                 self.heal();
             }
-            let Some(happening) = self.happenings.remove(&number) else { continue };
+            let Some(happening) = self.happenings.remove(&number) else {
+                continue;
+            };
             self.outcome.steps += 1;
             self.happen(happening);
             if self.progress() {
@@ -235,17 +251,28 @@ impl<'a> World<'a> {
                 if self.now < computer.hung_until.max(computer.backlog_until) {
                     return;
                 }
-                let inbox = self.process(host).map(|p| std::mem::take(&mut p.inbox)).unwrap_or_default();
+                let inbox = self
+                    .process(host)
+                    .map(|p| std::mem::take(&mut p.inbox))
+                    .unwrap_or_default();
                 for happening in inbox {
                     self.happen(happening);
                 }
             }
             Happening::Request(request) => self.request(*request),
             Happening::Stored { life, record, ok } => self.arbiter_stored(life, &record, ok),
-            Happening::Operation { host, life, version } if self.alive(host, life) => {
+            Happening::Operation {
+                host,
+                life,
+                version,
+            } if self.alive(host, life) => {
                 self.operation(host, life, version);
             }
-            Happening::EpochEnds { host, life, version } if self.alive(host, life) => {
+            Happening::EpochEnds {
+                host,
+                life,
+                version,
+            } if self.alive(host, life) => {
                 self.epoch_ends(host, life, version);
             }
             Happening::Pump { stream } => self.pump(stream),
@@ -262,7 +289,9 @@ impl<'a> World<'a> {
             }
             Happening::Promote { host } => {
                 let others = (0..HOSTS).filter(|&other| other != host);
-                let alone = others.into_iter().all(|other| self.computers[other].process.is_none());
+                let alone = others
+                    .into_iter()
+                    .all(|other| self.computers[other].process.is_none());
                 let ready = matches!(self.role(host), Some(RoleName::Waiting | RoleName::Backup));
                 if alone && ready && self.now >= self.computers[host].hung_until {
                     if let Some(process) = self.process(host) {
@@ -271,7 +300,11 @@ impl<'a> World<'a> {
                     self.handle(host, Event::Promote);
                 }
             }
-            Happening::Sidecar { host, life, sidecar } if self.alive(host, life) => {
+            Happening::Sidecar {
+                host,
+                life,
+                sidecar,
+            } if self.alive(host, life) => {
                 let ok = self.now >= self.computers[host].sidecar_fails_until;
                 if ok {
                     self.computers[host].disk.sidecar = *sidecar;
@@ -290,7 +323,9 @@ impl<'a> World<'a> {
         self.computers[host].life += 1;
         let life = self.computers[host].life;
         let random = u128::from(self.random.next() >> 8 | 1) << 8;
-        let Some(me) = Incarnation::new(random | host as u128) else { return };
+        let Some(me) = Incarnation::new(random | host as u128) else {
+            return;
+        };
         let config = Config {
             machine: MACHINE,
             unheld: self.unheld,
@@ -300,9 +335,16 @@ impl<'a> World<'a> {
         let sidecar = self.computers[host].disk.sidecar.clone();
         let now = self.clock(host);
         let built = Host::weakened(config, me, sidecar, now, self.guards);
-        let Ok(machine) = built else { return self.broke(Broken::NobodyRuns) };
+        let Ok(machine) = built else {
+            return self.broke(Broken::NobodyRuns);
+        };
         let broken = self.stage == Stage::Faults && self.random.chance(8);
-        self.tell(|| format!("{host} starts as {me}{}", if broken { ", can load no replica" } else { "" }));
+        self.tell(|| {
+            format!(
+                "{host} starts as {me}{}",
+                if broken { ", can load no replica" } else { "" }
+            )
+        });
         self.computers[host].process = Some(Process {
             permit: Permit::nothing(),
             host: machine,
@@ -325,7 +367,9 @@ impl<'a> World<'a> {
     }
 
     pub(super) fn kill(&mut self, host: usize, power: bool) {
-        let Some(process) = self.computers[host].process.take() else { return };
+        let Some(process) = self.computers[host].process.take() else {
+            return;
+        };
         self.tell(|| format!("{host} {}", if power { "loses power" } else { "is killed" }));
         self.computers[host].hung_until = 0;
         self.computers[host].backlog_until = 0;
@@ -334,7 +378,11 @@ impl<'a> World<'a> {
             // What was not synced may be gone, in whole or in part.
             let image = self.computers[host].disk.image;
             let floor = self.history.get(image).flushed;
-            let between = self.history.back(image, 64).take_while(|n| *n != floor).count();
+            let between = self
+                .history
+                .back(image, 64)
+                .take_while(|n| *n != floor)
+                .count();
             let keep = self.random.index(between + 1);
             let image = self.history.back(image, 65).nth(keep).unwrap_or(floor);
             self.computers[host].disk.image = image;
@@ -345,7 +393,15 @@ impl<'a> World<'a> {
                 && !self.network.paths[0][host][other].is_cut(self.now)
             {
                 let life = self.computers[other].life;
-                self.soon(MS / 10, 3 * MS, Happening::Closed { host: other, life, number: link.number });
+                self.soon(
+                    MS / 10,
+                    3 * MS,
+                    Happening::Closed {
+                        host: other,
+                        life,
+                        number: link.number,
+                    },
+                );
             }
         }
     }
@@ -364,8 +420,14 @@ impl<'a> World<'a> {
         }
         self.check_cover(host);
         let now = self.clock(host);
-        let Some(process) = self.process(host) else { return };
-        let wait = process.host.deadline(now).since(now).max(Duration::from_millis(1));
+        let Some(process) = self.process(host) else {
+            return;
+        };
+        let wait = process
+            .host
+            .deadline(now)
+            .since(now)
+            .max(Duration::from_millis(1));
         let wait = u64::try_from(wait.as_nanos()).unwrap_or(MS);
         let at = self.now + wait + self.random.between(0, MS / 2);
         self.at(at, Happening::Tick { host, life });
@@ -387,6 +449,9 @@ impl<'a> World<'a> {
     }
 
     pub(super) fn role(&self, host: usize) -> Option<RoleName> {
-        self.computers[host].process.as_ref().map(|p| p.host.status().role)
+        self.computers[host]
+            .process
+            .as_ref()
+            .map(|p| p.host.status().role)
     }
 }

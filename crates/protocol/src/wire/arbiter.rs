@@ -117,7 +117,12 @@ pub fn decode_request<A: Authenticator>(bytes: &[u8], key: &A) -> Result<Request
         }
         _ => return Err(WireError::Body("an unknown request")),
     };
-    body.end(Request { machine, from, number, ask })
+    body.end(Request {
+        machine,
+        from,
+        number,
+        ask,
+    })
 }
 
 const REFUSALS: [Refusal; 7] = [
@@ -136,7 +141,9 @@ pub fn encode_answer<A: Authenticator>(answer: &Answer, key: &A, out: &mut Vec<u
         out.u128(answer.machine.0);
         out.incarnation(answer.to);
         out.u64(answer.number);
-        let refusal = answer.refusal.and_then(|r| REFUSALS.iter().position(|known| *known == r));
+        let refusal = answer
+            .refusal
+            .and_then(|r| REFUSALS.iter().position(|known| *known == r));
         // 0 stands for none.
         out.u8(refusal.map_or(0, |index| u8::try_from(index + 1).unwrap_or(0)));
         out.bool(answer.record.is_some());
@@ -162,6 +169,16 @@ pub fn decode_answer<A: Authenticator>(bytes: &[u8], key: &A) -> Result<Answer, 
             Some(*known.ok_or(WireError::Body("an unknown refusal"))?)
         }
     };
-    let record = if body.bool()? { Some(record(&mut body)?) } else { None };
-    body.end(Answer { machine, to, number, record, refusal })
+    let record = if body.bool()? {
+        Some(record(&mut body)?)
+    } else {
+        None
+    };
+    body.end(Answer {
+        machine,
+        to,
+        number,
+        record,
+        refusal,
+    })
 }

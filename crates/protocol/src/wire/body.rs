@@ -61,11 +61,15 @@ impl<'a> Reader<'a> {
     }
 
     pub(super) fn incarnation(&mut self) -> Result<Incarnation, WireError> {
-        self.optional_incarnation()?.ok_or(WireError::Body("an incarnation is 0"))
+        self.optional_incarnation()?
+            .ok_or(WireError::Body("an incarnation is 0"))
     }
 
     pub(super) fn session(&mut self) -> Result<SessionId, WireError> {
-        Ok(SessionId { runner: self.incarnation()?, number: self.u64()? })
+        Ok(SessionId {
+            runner: self.incarnation()?,
+            number: self.u64()?,
+        })
     }
 
     pub(super) fn generation(&mut self) -> Result<Generation, WireError> {
@@ -91,7 +95,11 @@ impl<'a> Reader<'a> {
 
     /// `value`, if nothing is left.
     pub(super) fn end<T>(&self, value: T) -> Result<T, WireError> {
-        if self.rest.is_empty() { Ok(value) } else { Err(WireError::Trailing(self.rest.len())) }
+        if self.rest.is_empty() {
+            Ok(value)
+        } else {
+            Err(WireError::Trailing(self.rest.len()))
+        }
     }
 }
 

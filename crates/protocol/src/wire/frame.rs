@@ -53,7 +53,10 @@ impl Header {
     /// When they are too few, or not the header of a frame of this version.
     pub fn decode(bytes: &[u8]) -> Result<Header, WireError> {
         if bytes.len() < HEADER {
-            return Err(WireError::Short { have: bytes.len(), need: HEADER });
+            return Err(WireError::Short {
+                have: bytes.len(),
+                need: HEADER,
+            });
         }
         let mut reader = Reader::new(bytes);
         if reader.array()? != MAGIC {
@@ -69,7 +72,11 @@ impl Header {
         if length > LENGTH_MAX {
             return Err(WireError::Long(length));
         }
-        Ok(Header { kind, length, checksum: reader.u32()? })
+        Ok(Header {
+            kind,
+            length,
+            checksum: reader.u32()?,
+        })
     }
 
     /// The length of the whole frame with its header but without a tag, in bytes.
@@ -97,7 +104,10 @@ pub(super) fn encode<A: Authenticator>(
     out.extend_from_slice(&[0; 8]);
     body(out);
     let length = out.len() - start - HEADER;
-    debug_assert!(length <= LENGTH_MAX, "a body of {length} bytes: cut it into parts");
+    debug_assert!(
+        length <= LENGTH_MAX,
+        "a body of {length} bytes: cut it into parts"
+    );
     let length = u32::try_from(length).unwrap_or(u32::MAX);
     out[start + 8..start + 12].copy_from_slice(&length.to_le_bytes());
     let sum = checksum(&out[start..start + 12], &out[start + HEADER..]);
@@ -108,11 +118,17 @@ pub(super) fn encode<A: Authenticator>(
 }
 
 /// The kind and body of the one frame that `bytes` are.
-pub(super) fn decode<'a, A: Authenticator>(bytes: &'a [u8], key: &A) -> Result<(Kind, Reader<'a>), WireError> {
+pub(super) fn decode<'a, A: Authenticator>(
+    bytes: &'a [u8],
+    key: &A,
+) -> Result<(Kind, Reader<'a>), WireError> {
     let header = Header::decode(bytes)?;
     let need = header.frame() + A::LENGTH;
     if bytes.len() < need {
-        return Err(WireError::Short { have: bytes.len(), need });
+        return Err(WireError::Short {
+            have: bytes.len(),
+            need,
+        });
     }
     if bytes.len() > need {
         return Err(WireError::Trailing(bytes.len() - need));

@@ -55,7 +55,19 @@ pub fn decode_heartbeat<A: Authenticator>(bytes: &[u8], key: &A) -> Result<Heart
     }
     let mut echoes = Vec::with_capacity(count);
     for _ in 0..count {
-        echoes.push(Echo { of: body.incarnation()?, sent: body.time()? });
+        echoes.push(Echo {
+            of: body.incarnation()?,
+            sent: body.time()?,
+        });
     }
-    body.end(Heartbeat { machine, from, sent, moves, activity, whole, generation, echoes })
+    body.end(Heartbeat {
+        machine,
+        from,
+        sent,
+        moves,
+        activity,
+        whole,
+        generation,
+        echoes,
+    })
 }

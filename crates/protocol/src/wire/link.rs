@@ -38,18 +38,31 @@ fn body(message: &Message, out: &mut Vec<u8>) {
             out.u32(hello.vcpus);
             out.u128(hello.likeness);
         }
-        Message::Begin { session, term, generation } => {
+        Message::Begin {
+            session,
+            term,
+            generation,
+        } => {
             out.session(*session);
             out.u64(term.0.0);
             out.u64(generation.0);
         }
-        Message::Part { session, epoch, index, bytes } => {
+        Message::Part {
+            session,
+            epoch,
+            index,
+            bytes,
+        } => {
             out.session(*session);
             out.u64(epoch.0);
             out.u32(*index);
             out.bytes(bytes);
         }
-        Message::Frame { session, number, bytes } => {
+        Message::Frame {
+            session,
+            number,
+            bytes,
+        } => {
             out.session(*session);
             out.u64(*number);
             out.bytes(bytes);
@@ -68,7 +81,9 @@ fn body(message: &Message, out: &mut Vec<u8>) {
             out.session(*session);
             out.u64(epoch.0);
         }
-        Message::Ready(session) | Message::Tried(session) | Message::Bye(session) => out.session(*session),
+        Message::Ready(session) | Message::Tried(session) | Message::Bye(session) => {
+            out.session(*session)
+        }
         Message::Stopped => {}
     }
 }

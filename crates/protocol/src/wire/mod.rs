@@ -113,7 +113,9 @@ pub enum WireError {
     #[error("this is not a Romulus frame")]
     Magic,
     /// The sender speaks another version.
-    #[error("the other side speaks version {0} of the protocol, this one {VERSION}: install the same release on both")]
+    #[error(
+        "the other side speaks version {0} of the protocol, this one {VERSION}: install the same release on both"
+    )]
     Version(u16),
     /// The kind is unknown.
     #[error("unknown kind of frame: {0}")]

@@ -33,7 +33,11 @@ pub fn decode_sidecar(bytes: &[u8]) -> Result<Sidecar, WireError> {
         _ => return Err(WireError::Body("an unknown state of the disk")),
     };
     let valid = list(&mut body)?;
-    body.end(Sidecar { machine, state, valid })
+    body.end(Sidecar {
+        machine,
+        state,
+        valid,
+    })
 }
 
 /// Appends a record, as the arbiter stores it, to `out`.

@@ -43,21 +43,35 @@ fn session() -> impl Strategy<Value = SessionId> {
 }
 
 fn record() -> impl Strategy<Value = Record> {
-    (any::<u128>(), any::<u64>(), incarnation(), option::of(incarnation()), phase()).prop_map(
-        |(machine, generation, runner, heir, phase)| Record {
+    (
+        any::<u128>(),
+        any::<u64>(),
+        incarnation(),
+        option::of(incarnation()),
+        phase(),
+    )
+        .prop_map(|(machine, generation, runner, heir, phase)| Record {
             machine: MachineId(machine),
             generation: Generation(generation),
             runner,
             heir,
             phase,
-        },
-    )
+        })
 }
 
 fn request() -> impl Strategy<Value = Request> {
-    let change = (any::<u64>(), incarnation(), option::of(incarnation()), phase()).prop_map(
-        |(expected, runner, heir, phase)| Change { expected: Generation(expected), runner, heir, phase },
-    );
+    let change = (
+        any::<u64>(),
+        incarnation(),
+        option::of(incarnation()),
+        phase(),
+    )
+        .prop_map(|(expected, runner, heir, phase)| Change {
+            expected: Generation(expected),
+            runner,
+            heir,
+            phase,
+        });
     let right = prop_oneof![
         Just(Right::Named),
         Just(Right::Operator),
@@ -68,11 +82,13 @@ fn request() -> impl Strategy<Value = Request> {
         Just(Ask::Create),
         (right, change).prop_map(|(right, change)| Ask::Change(right, change)),
     ];
-    (any::<u128>(), incarnation(), any::<u64>(), ask).prop_map(|(machine, from, number, ask)| Request {
-        machine: MachineId(machine),
-        from,
-        number,
-        ask,
+    (any::<u128>(), incarnation(), any::<u64>(), ask).prop_map(|(machine, from, number, ask)| {
+        Request {
+            machine: MachineId(machine),
+            from,
+            number,
+            ask,
+        }
     })
 }
 
@@ -86,15 +102,20 @@ fn answer() -> impl Strategy<Value = Answer> {
         Just(Refusal::NotStored),
         Just(Refusal::Busy),
     ];
-    (any::<u128>(), incarnation(), any::<u64>(), option::of(record()), option::of(refusal)).prop_map(
-        |(machine, to, number, record, refusal)| Answer {
+    (
+        any::<u128>(),
+        incarnation(),
+        any::<u64>(),
+        option::of(record()),
+        option::of(refusal),
+    )
+        .prop_map(|(machine, to, number, record, refusal)| Answer {
             machine: MachineId(machine),
             to,
             number,
             record,
             refusal,
-        },
-    )
+        })
 }
 
 fn heartbeat() -> impl Strategy<Value = Heartbeat> {
@@ -104,8 +125,17 @@ fn heartbeat() -> impl Strategy<Value = Heartbeat> {
         Just(Activity::Backup),
         Just(Activity::Frozen),
     ];
-    let echo = (incarnation(), any::<u64>()).prop_map(|(of, sent)| Echo { of, sent: Time(sent) });
-    let numbers = (any::<u128>(), any::<u64>(), any::<u64>(), any::<bool>(), any::<bool>());
+    let echo = (incarnation(), any::<u64>()).prop_map(|(of, sent)| Echo {
+        of,
+        sent: Time(sent),
+    });
+    let numbers = (
+        any::<u128>(),
+        any::<u64>(),
+        any::<u64>(),
+        any::<bool>(),
+        any::<bool>(),
+    );
     (numbers, incarnation(), activity, vec(echo, 0..=4)).prop_map(
         |((machine, sent, generation, moves, whole), from, activity, echoes)| Heartbeat {
             machine: MachineId(machine),
@@ -121,7 +151,14 @@ fn heartbeat() -> impl Strategy<Value = Heartbeat> {
 }
 
 fn checkpoint() -> impl Strategy<Value = Checkpoint> {
-    let numbers = (any::<u64>(), any::<u64>(), any::<u64>(), any::<u64>(), any::<u32>(), any::<u32>());
+    let numbers = (
+        any::<u64>(),
+        any::<u64>(),
+        any::<u64>(),
+        any::<u64>(),
+        any::<u32>(),
+        any::<u32>(),
+    );
     (session(), numbers, any::<bool>()).prop_map(
         |(session, (term, epoch, released, rx_next, parts, digest), complete)| Checkpoint {
             session,
@@ -137,19 +174,49 @@ fn checkpoint() -> impl Strategy<Value = Checkpoint> {
 }
 
 fn message() -> impl Strategy<Value = Message> {
-    let hello = (any::<u128>(), incarnation(), any::<u64>(), any::<u32>(), any::<u128>()).prop_map(
-        |(machine, from, memory, vcpus, likeness)| {
-            Message::Hello(Hello { machine: MachineId(machine), from, memory, vcpus, likeness })
-        },
-    );
+    let hello = (
+        any::<u128>(),
+        incarnation(),
+        any::<u64>(),
+        any::<u32>(),
+        any::<u128>(),
+    )
+        .prop_map(|(machine, from, memory, vcpus, likeness)| {
+            Message::Hello(Hello {
+                machine: MachineId(machine),
+                from,
+                memory,
+                vcpus,
+                likeness,
+            })
+        });
     let begin = (session(), any::<u64>(), any::<u64>()).prop_map(|(session, term, generation)| {
-        Message::Begin { session, term: Term(Generation(term)), generation: Generation(generation) }
+        Message::Begin {
+            session,
+            term: Term(Generation(term)),
+            generation: Generation(generation),
+        }
     });
-    let part = (session(), any::<u64>(), any::<u32>(), vec(any::<u8>(), 0..64)).prop_map(
-        |(session, epoch, index, bytes)| Message::Part { session, epoch: Epoch(epoch), index, bytes },
-    );
-    let frame = (session(), any::<u64>(), vec(any::<u8>(), 0..64))
-        .prop_map(|(session, number, bytes)| Message::Frame { session, number, bytes });
+    let part = (
+        session(),
+        any::<u64>(),
+        any::<u32>(),
+        vec(any::<u8>(), 0..64),
+    )
+        .prop_map(|(session, epoch, index, bytes)| Message::Part {
+            session,
+            epoch: Epoch(epoch),
+            index,
+            bytes,
+        });
+    let frame =
+        (session(), any::<u64>(), vec(any::<u8>(), 0..64)).prop_map(|(session, number, bytes)| {
+            Message::Frame {
+                session,
+                number,
+                bytes,
+            }
+        });
     prop_oneof![
         hello,
         begin,
@@ -291,5 +358,8 @@ fn a_huge_length_allocates_nothing() {
     let mut out = Vec::new();
     encode_message(&Message::Stopped, &mut out);
     out[8..12].copy_from_slice(&u32::MAX.to_le_bytes());
-    assert_eq!(decode_message(&out), Err(WireError::Long(u32::MAX as usize)));
+    assert_eq!(
+        decode_message(&out),
+        Err(WireError::Long(u32::MAX as usize))
+    );
 }
