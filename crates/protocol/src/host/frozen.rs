@@ -160,7 +160,7 @@ impl Host {
             }
             Phase::Running => self.lost(now, record),
             Phase::Claimed if !mine && !self.guards.on(Guard::KeepUntilRunning) => {
-                self.drop_all(now)
+                self.drop_all(now);
             }
             Phase::Claimed => self.frozen_tick(now),
         }

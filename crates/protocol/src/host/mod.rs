@@ -32,6 +32,7 @@
 mod api;
 mod backup;
 mod frozen;
+mod operator;
 mod permit;
 mod primary;
 mod seat;
@@ -382,58 +383,6 @@ impl Host {
     fn drop_all(&mut self, now: Time) {
         self.role = Role::Waiting(Waiting::new(now));
         self.act(Action::Discard);
-    }
-
-    fn stop(&mut self, now: Time) {
-        match &mut self.role {
-            Role::Primary(primary) => {
-                primary.stopping = true;
-                self.primary_tick(now);
-            }
-            Role::Backup(replica) => {
-                let bye = replica.session;
-                self.send(bye.runner, crate::message::Message::Bye(bye));
-                self.end();
-            }
-            Role::Waiting(_) | Role::Frozen(_) => self.end(),
-            Role::Ended => {}
-        }
-    }
-
-    fn end(&mut self) {
-        self.role = Role::Ended;
-        self.act(Action::End);
-    }
-
-    /// The operator accepts the loss of whatever the record's runner and heir hold.
-    fn promote(&mut self, now: Time) {
-        let ready = match &self.role {
-            Role::Waiting(_) => self.sidecar.state == crate::sidecar::DiskState::InSync,
-            Role::Backup(replica) => replica.is_whole(),
-            Role::Frozen(frozen) => frozen.usable(),
-            Role::Primary(_) | Role::Ended => false,
-        };
-        let known = self.seat.view().is_some();
-        if !ready || !known {
-            self.notice(Notice::CannotPromote);
-            return;
-        }
-        if let Role::Waiting(_) = self.role {
-            let sidecar = self.sidecar.with(self.me);
-            self.store(sidecar, storing::Then::Promote);
-            return;
-        }
-        if let Role::Backup(_) = self.role {
-            self.freeze();
-        }
-        self.ask(
-            now,
-            Why::Claim,
-            Right::Operator,
-            self.me,
-            None,
-            Phase::Claimed,
-        );
     }
 
     fn ask(

@@ -342,7 +342,7 @@ impl Host {
                 }
             }
             Message::Received(session, epoch) => {
-                self.acknowledged(now, from, session, epoch, false)
+                self.acknowledged(now, from, session, epoch, false);
             }
             Message::Commit(session, epoch) => self.acknowledged(now, from, session, epoch, true),
             Message::Tried(session) => {

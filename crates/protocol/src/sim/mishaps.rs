@@ -117,7 +117,7 @@ impl World<'_> {
             }
             Fault::ArbiterFull { lasts } => self.arbiter_full_until = now + lasts,
             Fault::SidecarFull { host, lasts } => {
-                self.computers[host].sidecar_fails_until = now + lasts
+                self.computers[host].sidecar_fails_until = now + lasts;
             }
             Fault::ReplicaLost { host } => {
                 if self.now < self.computers[host].hung_until

@@ -14,7 +14,6 @@ use super::{Broken, HOSTS, Happening, MS};
 
 impl World<'_> {
     pub(super) fn perform(&mut self, host: usize, action: Action) {
-        let life = self.computers[host].life;
         if !matches!(
             action,
             Action::Heartbeat(_) | Action::Permit(_) | Action::Apply { .. }
@@ -70,6 +69,25 @@ impl World<'_> {
                     guest.paused = frozen;
                 }
             }
+            Action::Notice(Notice::Claims) => self.check_claim(host),
+            Action::Notice(Notice::Refused(
+                Refusal::Shape | Refusal::NotNamed | Refusal::Exists,
+            )) => {
+                self.broke(Broken::Refused);
+            }
+            Action::End => {
+                self.computers[host].off_for_good = true;
+                self.kill(host, false);
+            }
+            Action::Notice(_) => {}
+            other => self.perform_engine(host, other),
+        }
+    }
+
+    /// What concerns machine, replica and disk.
+    fn perform_engine(&mut self, host: usize, action: Action) {
+        let life = self.computers[host].life;
+        match action {
             Action::Load(source) => {
                 let flaky = self.now < self.computers[host].load_fails_until;
                 let broken = self.process(host).is_some_and(|p| p.broken) && source != Source::Cold;
@@ -124,17 +142,7 @@ impl World<'_> {
                     },
                 );
             }
-            Action::Notice(Notice::Claims) => self.check_claim(host),
-            Action::Notice(Notice::Refused(
-                Refusal::Shape | Refusal::NotNamed | Refusal::Exists,
-            )) => {
-                self.broke(Broken::Refused);
-            }
-            Action::End => {
-                self.computers[host].off_for_good = true;
-                self.kill(host, false);
-            }
-            Action::Notice(_) => {}
+            _ => {}
         }
     }
 }

@@ -82,7 +82,7 @@ fn body(message: &Message, out: &mut Vec<u8>) {
             out.u64(epoch.0);
         }
         Message::Ready(session) | Message::Tried(session) | Message::Bye(session) => {
-            out.session(*session)
+            out.session(*session);
         }
         Message::Stopped => {}
     }
