@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use crate::guards::Guard;
 use crate::id::Term;
+use crate::message::Message;
 use crate::record::{Phase, Record};
 use crate::time::Time;
 
@@ -168,22 +169,23 @@ impl Host {
 
     /// The record is `running` and not ours.
     fn lost(&mut self, now: Time, record: &Record) {
-        let heir = self.is_heir(record);
         let Role::Frozen(frozen) = &mut self.role else {
             return;
         };
         match &mut frozen.kept {
             // The runner changed the record before the claim arrived, and this replica is still
-            // what it names. It missed checkpoints while frozen, so its session ends.
-            Kept::Replica(replica) if heir && replica.session.runner == record.runner => {
+            // of its session: the record names it, or may yet. It missed checkpoints while frozen,
+            // so the session ends.
+            Kept::Replica(replica) if replica.session.runner == record.runner => {
                 let session = replica.session;
-                if self.guards.on(Guard::Freeze) {
+                let frozen = self.guards.on(Guard::Freeze);
+                if frozen {
                     replica.stop_flow();
                 }
                 let replica = replica.clone();
                 self.role = Role::Backup(replica);
-                if self.guards.on(Guard::Freeze) {
-                    self.send(session.runner, crate::message::Message::Bye(session));
+                if frozen {
+                    self.send(session.runner, Message::Bye(session));
                 }
             }
             Kept::Replica(_) | Kept::Machine(_) => self.drop_all(now),

@@ -125,7 +125,13 @@ impl Host {
         };
         let age = self.detector.echo_age(now, heir);
         let fresh = age.is_some_and(|age| age < self.config.timing.t_a);
-        self.seat.is_idle() && session.peer == heir && fresh
+        self.seat.is_idle() && session.peer == heir && fresh && self.says_whole(heir)
+    }
+
+    /// Whether `peer`'s newest heartbeat says that it is whole. Its `Bye` may be stuck in a
+    /// connection that is cut, when its heartbeats still come.
+    fn says_whole(&self, peer: Incarnation) -> bool {
+        self.detector.peer(peer).is_some_and(|p| p.whole) || !self.guards.on(Guard::HeirWhole)
     }
 
     pub(super) fn primary_tick(&mut self, now: Time) {
@@ -150,7 +156,8 @@ impl Host {
             }
             return;
         }
-        let filled = session.is_some_and(|s| Some(s.peer) == record.heir);
+        let filled =
+            session.is_some_and(|s| Some(s.peer) == record.heir && self.says_whole(s.peer));
         match record.heir {
             Some(heir) => {
                 if self.detector.heir_failed(now, heir) {
@@ -190,23 +197,21 @@ impl Host {
     /// Finds somebody to fill, fills, and names when all conditions hold.
     fn fill(&mut self, now: Time) {
         let retry = self.config.timing.retry;
-        let fresh = |host: &Host, peer| {
-            host.detector
-                .pass_until(peer)
-                .is_some_and(|until| now < until)
-        };
         let Role::Primary(primary) = &mut self.role else {
             return;
         };
         let Some(session) = &mut primary.session else {
             return self.offer(now);
         };
-        // A host that lost its power closes no connection.
-        if self
-            .detector
-            .echo_age(now, session.peer)
-            .is_none_or(|age| age >= self.config.timing.t_b_max)
-        {
+        // A host that lost its power closes no connection. While output waits for it, less
+        // patience is due.
+        let patience = if session.cover.is_some() {
+            self.config.timing.t_a
+        } else {
+            self.config.timing.t_b_max
+        };
+        let age = self.detector.echo_age(now, session.peer);
+        if age.is_none_or(|age| age >= patience) {
             self.close_session(now, true);
             return;
         }
@@ -229,7 +234,8 @@ impl Host {
         } else if session.stage >= needed {
             let peer = session.peer;
             if session.cover.is_none() {
-                if !fresh(self, peer) {
+                let fresh = age.is_some_and(|age| age < self.config.timing.t_p);
+                if !fresh || !self.says_whole(peer) {
                     return;
                 }
                 let Role::Primary(primary) = &mut self.role else {

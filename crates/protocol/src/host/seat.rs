@@ -65,6 +65,8 @@ pub(super) struct Seat {
     me: Incarnation,
     guards: Guards,
     view: Option<Record>,
+    /// The record has at least this generation: a runner said so. An older one is not the record.
+    floor: Generation,
     /// When the present generation was first seen.
     since: Time,
     pending: Option<Pending>,
@@ -83,6 +85,7 @@ impl Seat {
             me,
             guards,
             view: None,
+            floor: Generation(0),
             since: Time(0),
             pending: None,
             number: 0,
@@ -94,6 +97,15 @@ impl Seat {
 
     pub(super) fn view(&self) -> Option<&Record> {
         self.view.as_ref()
+    }
+
+    /// A runner speaks of this generation. What is known is forgotten if it is older: whoever
+    /// acted on it would act on the past.
+    pub(super) fn heard_of(&mut self, generation: Generation) {
+        self.floor = self.floor.max(generation);
+        if self.view.is_some_and(|r| r.generation < generation) {
+            self.view = None;
+        }
     }
 
     /// For how long the present generation has stood, as far as this host has seen.
@@ -201,7 +213,7 @@ impl Seat {
 
     pub(super) fn learn(&mut self, now: Time, answer: &Answer) -> News {
         self.unanswered = None;
-        let known = self.view.map_or(Generation(0), |r| r.generation);
+        let known = self.view.map_or(self.floor, |r| r.generation);
         let lower = |record| {
             // An answer to an old request may well be old; to a newer one it is an error.
             if answer.number >= self.fresh && known > Generation(0) {
@@ -223,7 +235,7 @@ impl Seat {
         if record.generation < known && self.guards.on(Guard::LowerIgnored) {
             return lower(Some(record));
         }
-        if record.generation == known {
+        if self.view.is_some_and(|r| r.generation == record.generation) {
             return self.same(answer);
         }
         self.view = Some(record);

@@ -275,6 +275,7 @@ impl Host {
             return;
         }
         if view.is_none_or(|r| r.generation < generation) {
+            self.seat.heard_of(generation);
             self.read(now);
         }
         self.role = Role::Backup(Replica::new(session, term));

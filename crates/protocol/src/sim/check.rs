@@ -172,14 +172,14 @@ impl World<'_> {
             }
             return;
         }
-        let runner = self.incarnation(self.stored.runner);
-        let promoted = runner.is_some_and(|(_, p)| p.promoted);
-        if let Some((host, process)) = runner
-            && promoted
-        {
-            let replica = process.replica.as_ref().map(|r| r.state);
-            self.history
-                .accept_loss(replica.unwrap_or(self.computers[host].disk.image));
+        let runner = self.stored.runner;
+        let promoted = self.promoted.iter().find(|(i, _)| *i == runner).copied();
+        if let Some((runner, host)) = promoted {
+            let replica = self
+                .incarnation(runner)
+                .and_then(|(_, p)| p.replica.as_ref());
+            let state = replica.map_or(self.computers[host].disk.image, |r| r.state);
+            self.history.accept_loss(state);
         }
         let named = [Some(self.before.runner), self.before.heir];
         let left_out = named.into_iter().flatten().any(|i| {
@@ -188,7 +188,7 @@ impl World<'_> {
                 .is_some_and(|(_, p)| p.host.status().whole);
             whole && !self.stored.names(i)
         });
-        if left_out && !promoted {
+        if left_out && promoted.is_none() {
             self.broke(Broken::Forgotten);
         }
     }
@@ -310,6 +310,17 @@ impl World<'_> {
         })
     }
 
+    /// Whether a primary and its heir both have their connection.
+    fn is_linked(&self, primary: usize) -> bool {
+        let heir = self.stored.heir.and_then(|heir| self.incarnation(heir));
+        let process = self.computers[primary].process.as_ref();
+        let (Some((other, heir)), Some(process)) = (heir, process) else {
+            return false;
+        };
+        let ends = (process.links[other], heir.links[primary]);
+        matches!(ends, (Some(there), Some(back)) if there.number == back.number)
+    }
+
     /// Moves the run on. True when it is over.
     pub(super) fn progress(&mut self) -> bool {
         match self.stage {
@@ -323,7 +334,8 @@ impl World<'_> {
                 }
             }
             Stage::Disturbed(until) if self.now > until => match self.protected() {
-                Some(primary) => self.lose(primary),
+                Some(primary) if self.is_linked(primary) => self.lose(primary),
+                Some(_) => {}
                 None if self.now > until + RUNS_WITHIN => self.broke(Broken::NeverProtected),
                 None => {}
             },

@@ -130,7 +130,6 @@ impl World<'_> {
                 };
                 if let Some(replica) = &mut process.replica {
                     replica.whole = false;
-                    self.computers[host].disk.mixed = true;
                     self.handle(host, Event::ReplicaLost);
                 }
             }

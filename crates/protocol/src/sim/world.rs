@@ -78,6 +78,8 @@ pub(super) struct World<'a> {
     /// The record before the present one.
     pub(super) before: Record,
     pub(super) history: History,
+    /// Whom the operator promoted, and where it lives.
+    pub(super) promoted: Vec<(Incarnation, usize)>,
     pub(super) unheld_passed: Vec<Node>,
     pub(super) stage: Stage,
     /// When any path between two hosts was last in trouble.
@@ -143,6 +145,7 @@ impl<'a> World<'a> {
             before: record,
             decided: 0,
             history: History::new(),
+            promoted: Vec::new(),
             unheld_passed: Vec::new(),
             stage: Stage::Faults,
             path_trouble: 0,
@@ -296,6 +299,8 @@ impl<'a> World<'a> {
                 if alone && ready && self.now >= self.computers[host].hung_until {
                     if let Some(process) = self.process(host) {
                         process.promoted = true;
+                        let me = process.me;
+                        self.promoted.push((me, host));
                     }
                     self.handle(host, Event::Promote);
                 }
