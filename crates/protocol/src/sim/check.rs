@@ -335,9 +335,8 @@ impl World<'_> {
             }
             Stage::Disturbed(until) if self.now > until => match self.protected() {
                 Some(primary) if self.is_linked(primary) => self.lose(primary),
-                Some(_) => {}
                 None if self.now > until + RUNS_WITHIN => self.broke(Broken::NeverProtected),
-                None => {}
+                Some(_) | None => {}
             },
             Stage::Lost(lost, since) => {
                 if self.runner().is_some_and(|runner| runner != lost) {
