@@ -26,7 +26,7 @@ fn a_seed_replays_a_run() {
 #[test]
 fn nothing_breaks() {
     let mut takeovers = 0;
-    for seed in seeds(100) {
+    for seed in seeds(300) {
         let outcome = run(seed, Guards::default(), None);
         takeovers += outcome.takeovers;
         let broken = outcome.broken;
