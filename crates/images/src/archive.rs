@@ -1,6 +1,7 @@
 //! A Debian suite's archive, read with apt's own resolver and verification under a configuration of our own, so that
 //! neither the computer's package lists nor its installed packages play a part, and no root is needed.
 
+use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -18,7 +19,7 @@ const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 const DEFAULT_MIRROR: &str = "http://deb.debian.org/debian";
 const DEFAULT_SECURITY_MIRROR: &str = "http://deb.debian.org/debian-security";
 /// Package lists older than this are updated, if the archive can be reached.
-const FRESH: Duration = Duration::from_secs(24 * 60 * 60);
+const FRESH: Duration = Duration::from_hours(24);
 
 /// A package that apt has chosen.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -78,11 +79,11 @@ impl Archive {
     /// as installed.
     pub(crate) fn resolve(&self, names: &[&str]) -> Result<Vec<Package>> {
         let _lock = self.lock()?;
-        let mut digest = Digest::new("resolved 1");
+        let mut digest = Digest::new("resolved 3");
         digest.add(self.lists()?);
-        names.iter().for_each(|name| {
+        for name in names {
             digest.add(name);
-        });
+        }
         let known = self
             .directory
             .join(format!("resolved-{}.json", digest.short()));
@@ -93,14 +94,13 @@ impl Archive {
             return Ok(packages);
         }
         let mut apt = self.apt_get();
-        apt.args([
-            "-qq",
-            "--print-uris",
-            "-o",
-            "Acquire::ForceHash=SHA256",
-            "install",
-        ])
-        .args(names);
+        apt.args(["-qq", "--print-uris", "-o", "Acquire::ForceHash=SHA256"]);
+        // apt leaves out of its list what it has downloaded before: here it is to find nothing.
+        let nothing = self.directory.join("none");
+        cache::create_dir(&nothing.join("partial"))?;
+        let mut archives = OsString::from("Dir::Cache::archives=");
+        archives.push(&nothing);
+        apt.arg("-o").arg(archives).arg("install").args(names);
         let text = run::text(
             &mut apt,
             &format!("resolving {} in {}", names.join(" "), self.suite),
@@ -127,19 +127,21 @@ impl Archive {
             .filter(|p| !archives.join(&p.file).exists())
             .collect();
         if !missing.is_empty() {
+            // apt writes under the final names: what an interrupted download leaves must not lie with the whole ones.
+            let unfinished = archives.join("unfinished");
+            cache::remove_tree(&unfinished)?;
+            cache::create_dir(&unfinished)?;
             let mut apt = self.apt_get();
-            apt.current_dir(&archives).arg("download");
+            apt.current_dir(&unfinished).arg("download");
             apt.args(missing.iter().map(|p| format!("{}={}", p.name, p.version)));
             run::quiet(&mut apt, &format!("downloading packages of {}", self.suite))?;
-        }
-        let file = |p: &Package| {
-            let path = archives.join(&p.file);
-            if !path.is_file() {
-                bail!("apt-get download left no {}", path.display());
+            for package in missing {
+                let (from, to) = (unfinished.join(&package.file), archives.join(&package.file));
+                fs::rename(&from, &to)
+                    .with_context(|| format!("apt-get download left no {}", from.display()))?;
             }
-            Ok(path)
-        };
-        packages.iter().map(file).collect()
+        }
+        Ok(packages.iter().map(|p| archives.join(&p.file)).collect())
     }
 
     fn lock(&self) -> Result<Lock> {
@@ -301,7 +303,7 @@ fn mirror_among<'a>(addresses: &'a str, end: &str) -> Option<&'a str> {
     addresses.find(|a| a.ends_with(end) && (a.starts_with("http:") || a.starts_with("https:")))
 }
 
-/// What the user asked for by the environment: the lists are made anew when it changes.
+/// What the private configuration depends on beside this computer's apt: it is made anew when this changes.
 fn wishes() -> String {
     let get = |name| std::env::var(name).unwrap_or_default();
     format!(

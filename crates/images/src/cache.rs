@@ -64,15 +64,41 @@ pub(crate) fn entry(
     // The lock is ours: what lies here is left over from a build that was interrupted.
     remove_tree(&unfinished)?;
     create_dir(&unfinished)?;
-    let built = build(&unfinished).and_then(|()| {
+    let outcome = build(&unfinished).and_then(|()| {
         fs::rename(&unfinished, &entry)
             .with_context(|| format!("cannot put {} in its place", entry.display()))
     });
-    if built.is_err() {
+    if outcome.is_err() {
         // The error of the build says more than one of this clean-up.
         let _ = remove_tree(&unfinished);
     }
-    built.map(|()| entry)
+    outcome.map(|()| entry)
+}
+
+/// An empty directory in the cache that goes when this is dropped.
+#[derive(Debug)]
+pub(crate) struct Scratch(PathBuf);
+
+impl Scratch {
+    pub(crate) fn new(cache: &Path, purpose: &str) -> Result<Self> {
+        let path = cache
+            .join("scratch")
+            .join(format!("{purpose}-{}", std::process::id()));
+        remove_tree(&path)?;
+        create_dir(&path)?;
+        Ok(Self(path))
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        // What stays behind is only space in the cache.
+        let _ = remove_tree(&self.0);
+    }
 }
 
 /// A digest of named inputs, for the name of a cache entry. Each part is counted with its length, so that no two
@@ -98,6 +124,13 @@ impl Digest {
     /// 16 hexadecimal digits: enough to tell a few thousand entries apart.
     pub(crate) fn short(&self) -> String {
         self.0.finalize().to_hex()[..16].to_owned()
+    }
+
+    /// The first 16 bytes.
+    pub(crate) fn bytes16(&self) -> [u8; 16] {
+        let mut bytes = [0; 16];
+        bytes.copy_from_slice(&self.0.finalize().as_bytes()[..16]);
+        bytes
     }
 }
 

@@ -129,13 +129,171 @@ impl Initramfs {
         &self.tree
     }
 
-    pub(crate) fn tree_mut(&mut self) -> &mut Tree {
-        &mut self.tree
+    /// Adds everything in `sysroot` that is not there yet.
+    pub(crate) fn all_of(&mut self, sysroot: &Path) -> Result<()> {
+        let mut todo = vec![String::new()];
+        while let Some(directory) = todo.pop() {
+            let here = elf::on_disk(sysroot, &directory);
+            for entry in
+                fs::read_dir(&here).with_context(|| format!("cannot read {}", here.display()))?
+            {
+                let entry = entry.with_context(|| format!("cannot read {}", here.display()))?;
+                let Ok(name) = entry.file_name().into_string() else {
+                    continue;
+                };
+                let (path, kind) = (format!("{directory}/{name}"), entry.file_type()?);
+                if kind.is_dir() {
+                    todo.push(path);
+                } else if self.tree.get(&path).is_none() {
+                    if kind.is_symlink() {
+                        self.tree
+                            .symlink(&path, &fs::read_link(entry.path())?.to_string_lossy());
+                    } else if kind.is_file() {
+                        self.copy(&entry.path(), &path, None)?;
+                    }
+                }
+            }
+        }
+        Ok(())
     }
 }
 
 impl Default for Initramfs {
     fn default() -> Self {
         Self::new()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::run;
+    use std::process::Command;
+
+    fn small() -> Initramfs {
+        let mut initramfs = Initramfs::new();
+        initramfs
+            .file("/init", 0o755, "#!/bin/sh\n")
+            .directory("/tmp", 0o1777)
+            .symlink("/linuxrc", "init");
+        initramfs
+    }
+
+    fn written(initramfs: &Initramfs) -> Vec<u8> {
+        let directory = tempfile::tempdir().unwrap();
+        initramfs.write(&directory.path().join("x.cpio")).unwrap();
+        fs::read(directory.path().join("x.cpio")).unwrap()
+    }
+
+    #[test]
+    fn cpio_reads_what_is_written() {
+        let directory = tempfile::tempdir().unwrap();
+        let archive = directory.path().join("x.cpio");
+        small().write(&archive).unwrap();
+        let list = |more: &str| {
+            let stdin = File::open(&archive).unwrap();
+            let output = run::output(
+                Command::new("cpio").args(["--quiet", more]).stdin(stdin),
+                "cpio",
+            )
+            .unwrap();
+            String::from_utf8(output.stdout).unwrap()
+        };
+        let names = list("-t");
+        let expected = "bin init lib lib64 linuxrc sbin tmp usr usr/bin usr/lib usr/lib64 usr/sbin";
+        assert_eq!(
+            names.split_ascii_whitespace().collect::<Vec<_>>().join(" "),
+            expected
+        );
+        let long = list("-tvn");
+        let line = |name: &str| long.lines().find(|l| l.ends_with(name)).unwrap().to_owned();
+        assert!(
+            line(" init").starts_with("-rwxr-xr-x   1 0        0              10 "),
+            "{long}"
+        );
+        assert!(line(" tmp").starts_with("drwxrwxrwt"), "{long}");
+        assert!(line("linuxrc -> init").starts_with("lrwxrwxrwx"), "{long}");
+    }
+
+    #[test]
+    fn segments_fill_blocks_so_that_another_can_follow() {
+        assert_eq!(written(&small()).len() % 512, 0);
+    }
+
+    #[test]
+    fn the_same_pieces_in_another_order_give_the_same_bytes() {
+        let mut other = Initramfs::new();
+        other
+            .symlink("linuxrc", "init")
+            .directory("tmp", 0o1777)
+            .file("init", 0o755, "#!/bin/sh\n");
+        assert_eq!(written(&small()), written(&other));
+        other.file("init", 0o700, "#!/bin/sh\n");
+        assert_ne!(written(&small()), written(&other));
+    }
+
+    #[test]
+    fn modules_come_in_order_once_and_decompressed() {
+        let root = tempfile::tempdir().unwrap();
+        let directory = root.path().join("lib/modules/1-x");
+        fs::create_dir_all(&directory).unwrap();
+        fs::write(directory.join("modules.dep"), "a-b.ko.xz: c.ko\nc.ko:\n").unwrap();
+        fs::write(directory.join("c.ko"), "plain").unwrap();
+        fs::write(directory.join("a-b.ko"), "compressed").unwrap();
+        run::quiet(Command::new("xz").arg(directory.join("a-b.ko")), "xz").unwrap();
+        let kernel = Kernel {
+            release: "1-x".into(),
+            vmlinuz: "none".into(),
+            root: root.path().into(),
+        };
+        let mut initramfs = Initramfs::new();
+        initramfs
+            .modules(&kernel, &["c"])
+            .unwrap()
+            .modules(&kernel, &["a_b", "c"])
+            .unwrap();
+        let content = |path: &str| match initramfs.tree().get(path) {
+            Some(crate::tree::Node::File { content, .. }) => {
+                String::from_utf8(content.clone()).unwrap()
+            }
+            other => panic!("{path}: {other:?}"),
+        };
+        assert_eq!(content("lib/mods/order"), "c.ko\na_b.ko\n");
+        assert_eq!(content("lib/mods/a_b.ko"), "compressed");
+        let error = format!("{:#}", initramfs.modules(&kernel, &["d"]).unwrap_err());
+        assert_eq!(error, "1-x: this kernel has no module \"d\"");
+    }
+
+    #[test]
+    fn a_program_brings_all_it_needs_to_run() {
+        let mut initramfs = Initramfs::new();
+        initramfs.program(Path::new("/"), "/bin/true").unwrap();
+        let directory = tempfile::tempdir().unwrap();
+        for (path, node) in initramfs.tree().nodes() {
+            let at = directory.path().join(path);
+            match node {
+                crate::tree::Node::Directory { .. } => fs::create_dir_all(&at).unwrap(),
+                crate::tree::Node::File { mode, content } => {
+                    fs::write(&at, content).unwrap();
+                    fs::set_permissions(&at, fs::Permissions::from_mode(*mode)).unwrap();
+                }
+                crate::tree::Node::Symlink { target } => {
+                    std::os::unix::fs::symlink(target, &at).unwrap();
+                }
+            }
+        }
+        // The loader of the copy, told to look nowhere else, is the judge.
+        let libraries = directory.path().join("usr/lib/x86_64-linux-gnu");
+        let mut loader = Command::new(
+            directory
+                .path()
+                .join("usr/lib/x86_64-linux-gnu/ld-linux-x86-64.so.2"),
+        );
+        loader
+            .arg("--inhibit-cache")
+            .arg("--library-path")
+            .arg(libraries)
+            .arg(directory.path().join("bin/true"));
+        run::quiet(&mut loader, "the copy of true").unwrap();
     }
 }

@@ -56,10 +56,10 @@ impl Kernel {
             step.done(format!("kernel {release} of {suite}"));
             Ok(())
         })?;
-        Self::in_root(root, release)
+        Self::in_root(&root, release)
     }
 
-    fn in_root(root: PathBuf, release: String) -> Result<Self> {
+    fn in_root(root: &Path, release: String) -> Result<Self> {
         let vmlinuz = root.join("boot").join(format!("vmlinuz-{release}"));
         if !vmlinuz.is_file() {
             bail!(
@@ -78,10 +78,17 @@ impl Kernel {
         })
     }
 
+    /// Tells this package from any other.
+    pub(crate) fn identity(&self) -> String {
+        self.root
+            .file_name()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned()
+    }
+
     /// `lib/modules/RELEASE`.
     pub(crate) fn modules(&self) -> PathBuf {
-        Path::new(&self.root)
-            .join("lib/modules")
-            .join(&self.release)
+        self.root.join("lib/modules").join(&self.release)
     }
 }

@@ -6,20 +6,26 @@
 
 mod archive;
 mod cache;
+mod certificate;
 mod cpio;
 mod elf;
+mod ext4;
+mod guest;
 mod initramfs;
 mod kernel;
 mod modules;
 mod packages;
 mod progress;
+mod recipe;
 mod run;
 mod suite;
 mod tree;
 
 pub use cache::cache_dir;
+pub use guest::{GuestImage, GuestKind, build_guest, guest_names, guests_dir, verify_guest};
 pub use initramfs::Initramfs;
 pub use kernel::Kernel;
 pub use packages::ensure_packages;
 pub use progress::{Progress, Step};
+pub use recipe::{Recipe, RecipeError};
 pub use suite::{Suite, UnknownSuite};

@@ -54,7 +54,7 @@ impl Progress {
                 {
                     bar.set_style(style);
                 }
-                bar.set_message(text.clone());
+                bar.set_message(text);
                 bar.enable_steady_tick(Duration::from_millis(120));
                 Some(bar)
             }
@@ -62,7 +62,6 @@ impl Progress {
         Step {
             progress: self.clone(),
             bar,
-            text,
             started: Instant::now(),
         }
     }
@@ -92,18 +91,14 @@ impl Default for Progress {
 pub struct Step {
     progress: Progress,
     bar: Option<ProgressBar>,
-    text: String,
     started: Instant,
 }
 
 impl Step {
-    /// Changes the text of the step. Without a terminal a text is shown only when it differs from the last one.
+    /// Changes the text of the step. Without a terminal nothing is said: the lines would pile up.
     pub fn set(&self, text: impl Into<String>) {
-        let text = text.into();
-        match (&self.bar, &self.progress.output) {
-            (Some(bar), _) => bar.set_message(text),
-            (None, Output::Lines) if text != self.text => eprintln!("  … {text}"),
-            _ => {}
+        if let Some(bar) = &self.bar {
+            bar.set_message(text.into());
         }
     }
 

@@ -1,13 +1,69 @@
 //! The virtio devices of one machine, behind one door.
+//!
+//! # Layers
+//! A device (`net`, `block`, `entropy`) knows its features, its configuration and what its queues mean: the trait in
+//! `device`. A `ring` is one turn of work at a queue. `transport` holds what every transport shares, `transport::mmio`
+//! decodes registers. virtio-pci comes beside `mmio` without touching a device.
+//!
+//! # Few exits
+//! Doorbells, acknowledgements and register reads are answered in the kernel; see `transport::mmio`.
+//!
+//! # Threads and pauses
+//! One thread serves all cards, one each disk. A thread works at a device only with the device's lock held *and* the gate
+//! seen open under it, and looks at the gate again between any two frames or requests. [`Devices::quiesce`] shuts the
+//! gate, then takes and leaves each lock once: when it returns, no thread touches guest memory or raises an interrupt, and
+//! none will until [`Devices::run`]. It drains nothing: frames stay in the tap, requests of a disk are done in
+//! buffers of our own and handed back later.
 
+#![allow(
+    clippy::cast_possible_truncation,
+    clippy::cast_possible_wrap,
+    reason = "lengths are bounded before they are narrowed (a chain by its ring, a request and a frame by their largest \
+              size), and constants of the kernel's headers fit the fields that they are made for"
+)]
+
+mod block;
+mod counters;
+mod device;
+mod entropy;
+mod gate;
+#[cfg(test)]
+mod hostile;
+mod net;
+mod ring;
+#[cfg(test)]
+mod testing;
+mod threads;
+mod transport;
+
+use self::{
+    block::{Block, Disk, Worker},
+    counters::{BlockCounters, NetCounters},
+    device::VirtioDevice,
+    entropy::Entropy,
+    gate::{Gate, Phase},
+    net::{Net, link::Link, tap::Tap},
+    threads::Io,
+    transport::{
+        Function,
+        mmio::{self, Mmio, MmioBus},
+    },
+};
 use crate::{
     Error,
     config::Config,
     memory::Ram,
     state::{Reader, StateError, Writer},
 };
-use std::sync::Arc;
-use vmm_sys_util::eventfd::EventFd;
+use std::{
+    io,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread::JoinHandle,
+};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 /// Raises interrupts of the machine. Implemented by the chipset with `KVM_IRQ_LINE`, which is synchronous: on return the
 /// edge is in the interrupt controllers, so that state saved later contains it.
@@ -47,61 +103,265 @@ pub struct RegisterPage {
     pub host: u64,
 }
 
+/// What the devices have done so far. Rows stand in the order of the configuration.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct DeviceStatistics {
+    /// Per network card: frames sent, bytes sent, frames received, bytes received, as the guest sees them.
+    pub nics: Vec<[u64; 4]>,
+    /// Per network card: frames dropped (malformed, too long, refused by the tap), errors of the tap.
+    pub losses: Vec<[u64; 2]>,
+    /// Per disk: reads, bytes read, writes, bytes written, flushes, errors.
+    pub disks: Vec<[u64; 6]>,
+}
+
+/// What is not running yet.
+struct Ready {
+    io: Option<Io>,
+    threads: Vec<JoinHandle<()>>,
+}
+
 /// All virtio devices of one machine.
-pub struct Devices {}
+pub struct Devices {
+    name: String,
+    gate: Arc<Gate>,
+    slots: Vec<Mmio>,
+    /// The disks among them, with who does their work.
+    disks: Vec<(Arc<Function>, Arc<Worker>)>,
+    look: Arc<EventFd>,
+    /// Signalled by acknowledgements of interrupts, and never read.
+    unread: EventFd,
+    ready: Mutex<Ready>,
+    restored: AtomicBool,
+    nic_counters: Vec<Arc<NetCounters>>,
+    disk_counters: Vec<Arc<BlockCounters>>,
+}
+
+impl std::fmt::Debug for Devices {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Devices")
+            .field("name", &self.name)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Gathers devices in the order of their slots.
+struct Builder {
+    name: String,
+    ram: Ram,
+    interrupts: Arc<dyn InterruptLine>,
+    gate: Arc<Gate>,
+    devices: Vec<Mmio>,
+}
+
+impl Builder {
+    fn add(&mut self, name: &str, device: Box<dyn VirtioDevice>) -> Result<Arc<Function>, Error> {
+        let index = self.devices.len();
+        if index == mmio::DEVICES_MAX {
+            return Err(Error::Invalid(format!(
+                "a machine has at most {} network cards, disks and other devices",
+                mmio::DEVICES_MAX
+            )));
+        }
+        let host = |source| Error::Host {
+            what: format!("device {name}"),
+            source,
+        };
+        let bus = Arc::new(MmioBus::new(index, Arc::clone(&self.interrupts)).map_err(host)?);
+        let label = format!("{} {name}", self.name);
+        let function = Function::new(
+            label,
+            device,
+            Arc::clone(&bus) as Arc<_>,
+            self.ram.clone(),
+            Arc::clone(&self.gate),
+        );
+        let function = Arc::new(function.map_err(host)?);
+        self.devices
+            .push(Mmio::new(index, Arc::clone(&function), bus));
+        Ok(function)
+    }
+}
 
 impl Devices {
     /// Builds every device that `config` names: opens its taps and disks. Nothing runs yet.
     ///
     /// # Errors
     /// A tap, bridge or disk that is missing, busy or forbidden, by name.
-    pub fn new(config: &Config, ram: Ram, interrupts: Arc<dyn InterruptLine>) -> Result<Self, Error> {
-        let _ = (config, ram, interrupts);
-        Ok(Self {})
+    pub fn new(
+        config: &Config,
+        ram: Ram,
+        interrupts: Arc<dyn InterruptLine>,
+    ) -> Result<Self, Error> {
+        let mut links: Vec<Box<dyn Link>> = Vec::new();
+        for nic in &config.nics {
+            links.push(Box::new(Tap::open(nic)?));
+        }
+        Self::with_links(config, ram, interrupts, links)
+    }
+
+    /// [`Self::new`] with the cards' links already there.
+    fn with_links(
+        config: &Config,
+        ram: Ram,
+        interrupts: Arc<dyn InterruptLine>,
+        links: Vec<Box<dyn Link>>,
+    ) -> Result<Self, Error> {
+        let host = |source: io::Error| Error::Host {
+            what: "the devices' threads".into(),
+            source,
+        };
+        let gate = Arc::new(Gate::new());
+        let mut builder = Builder {
+            name: config.name.clone(),
+            ram,
+            interrupts,
+            gate: Arc::clone(&gate),
+            devices: Vec::new(),
+        };
+        let mut served = Vec::new();
+        let mut nic_counters = Vec::new();
+        for (nic, link) in config.nics.iter().zip(links) {
+            let counters = Arc::<NetCounters>::default();
+            nic_counters.push(Arc::clone(&counters));
+            served.push(builder.add(&nic.tap, Box::new(Net::new(link, nic, counters)))?);
+        }
+        let mut disks = Vec::new();
+        let mut disk_counters = Vec::new();
+        for configured in &config.disks {
+            let disk = Disk::open(&configured.path, configured.read_only)?;
+            let name = configured.path.display().to_string();
+            let counters = Arc::<BlockCounters>::default();
+            disk_counters.push(Arc::clone(&counters));
+            let file = disk.file.try_clone().map_err(host)?;
+            let worker = Arc::new(Worker::new(file, name.clone(), counters));
+            let block = Block::new(&disk, &configured.serial, Arc::clone(&worker));
+            disks.push((builder.add(&name, Box::new(block))?, worker));
+        }
+        if config.entropy {
+            served.push(builder.add("entropy", Box::new(Entropy::default()))?);
+        }
+        let io = Io::new(served, Arc::clone(&gate)).map_err(host)?;
+        Ok(Self {
+            name: builder.name,
+            gate,
+            slots: builder.devices,
+            disks,
+            look: io.look(),
+            unread: EventFd::new(EFD_NONBLOCK).map_err(host)?,
+            ready: Mutex::new(Ready {
+                io: Some(io),
+                threads: Vec::new(),
+            }),
+            restored: AtomicBool::new(false),
+            nic_counters,
+            disk_counters,
+        })
     }
 
     /// Where each device stands, for the ACPI tables.
     pub fn slots(&self) -> Vec<Slot> {
-        Vec::new()
+        self.slots.iter().map(Mmio::slot).collect()
     }
 
     /// The doorbells to be registered with KVM.
     pub fn doorbells(&self) -> Vec<Doorbell<'_>> {
-        Vec::new()
+        let mut doorbells = Vec::new();
+        for device in &self.slots {
+            for (value, event) in (0..).zip(device.function().kicks()) {
+                doorbells.push(Doorbell {
+                    address: device.notify_address(),
+                    value,
+                    event,
+                });
+            }
+            let (address, value) = device.acknowledge();
+            doorbells.push(Doorbell {
+                address,
+                value,
+                event: &self.unread,
+            });
+        }
+        doorbells
     }
 
     /// The register pages to be mapped read-only, where the host can.
     pub fn register_pages(&self) -> Vec<RegisterPage> {
-        Vec::new()
+        self.slots.iter().map(Mmio::page).collect()
+    }
+
+    /// The device whose registers hold an address, and the offset in them.
+    fn find(&self, address: u64) -> Option<(&Mmio, u64)> {
+        let offset = address.checked_sub(mmio::BASE)?;
+        let index = usize::try_from(offset / mmio::LENGTH).ok()?;
+        Some((self.slots.get(index)?, offset % mmio::LENGTH))
     }
 
     /// A vCPU reads registers. Unclaimed addresses read as ones.
     pub fn mmio_read(&self, address: u64, data: &mut [u8]) {
-        let _ = address;
-        data.fill(0xff);
+        match self.find(address) {
+            Some((device, offset)) => device.read(offset, data),
+            None => data.fill(0xff),
+        }
     }
 
     /// A vCPU writes registers. Unclaimed addresses are ignored.
     pub fn mmio_write(&self, address: u64, data: &[u8]) {
-        let _ = (address, data);
+        if let Some((device, offset)) = self.find(address) {
+            device.write(offset, data);
+        }
     }
 
     /// Lets the devices work: starts their threads at the first call, and wakes them after [`Self::quiesce`].
-    /// Every queue is looked at once (a doorbell is not saved state) and interrupts still pending are raised again.
+    /// Every queue is looked at once (a doorbell is not saved state) and, after [`Self::restore`], interrupts still
+    /// pending are raised again. (After a mere pause none can be missing: raising one is synchronous.)
     ///
     /// # Errors
     /// A thread could not be started.
     pub fn run(&self) -> Result<(), Error> {
+        let host = |source| Error::Host {
+            what: format!("a thread for the devices of {}", self.name),
+            source,
+        };
+        let mut ready = self.ready.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(io) = ready.io.take() {
+            ready.threads.push(io.start(&self.name).map_err(host)?);
+            for (function, worker) in &self.disks {
+                let (function, worker, gate) = (
+                    Arc::clone(function),
+                    Arc::clone(worker),
+                    Arc::clone(&self.gate),
+                );
+                ready
+                    .threads
+                    .push(threads::start_disk(&self.name, function, worker, gate).map_err(host)?);
+            }
+        }
+        self.gate.set(Phase::Open);
+        if self.restored.swap(false, Ordering::AcqRel) {
+            self.slots.iter().for_each(Mmio::raise_again);
+        }
+        // It fails only when the counter is full, and then the thread is awake anyway.
+        let _ = self.look.write(1);
+        for (function, _) in &self.disks {
+            function.kick_all();
+        }
         Ok(())
     }
 
     /// Stops the devices without draining them. On return, and until [`Self::run`], no device thread touches guest
     /// memory or raises an interrupt. To be called when all vCPUs are parked.
-    pub fn quiesce(&self) {}
+    pub fn quiesce(&self) {
+        self.gate.set(Phase::Shut);
+        for device in &self.slots {
+            drop(device.function().lock());
+        }
+    }
 
     /// Writes the state of all devices. Only while quiesced.
     pub fn save(&self, writer: &mut Writer<'_>) {
-        let _ = writer;
+        for (index, device) in (0..).zip(&self.slots) {
+            device.save(index, writer);
+        }
     }
 
     /// Takes the state of all devices. Only before the first [`Self::run`] or while quiesced.
@@ -109,7 +369,48 @@ impl Devices {
     /// # Errors
     /// State that is damaged, or of other devices than these.
     pub fn restore(&self, reader: &mut Reader<'_>) -> Result<(), StateError> {
-        let _ = reader;
+        for (index, device) in (0..).zip(&self.slots) {
+            device.restore(index, reader)?;
+        }
+        self.restored.store(true, Ordering::Release);
         Ok(())
+    }
+
+    /// What the devices have done so far. It takes no lock and may be asked at any time.
+    pub fn statistics(&self) -> DeviceStatistics {
+        DeviceStatistics {
+            nics: self
+                .nic_counters
+                .iter()
+                .map(|counters| counters.traffic())
+                .collect(),
+            losses: self
+                .nic_counters
+                .iter()
+                .map(|counters| counters.losses())
+                .collect(),
+            disks: self
+                .disk_counters
+                .iter()
+                .map(|counters| counters.all())
+                .collect(),
+        }
+    }
+}
+
+impl Drop for Devices {
+    fn drop(&mut self) {
+        let functions: Vec<_> = self
+            .slots
+            .iter()
+            .map(|device| Arc::clone(device.function()))
+            .collect();
+        let ready = self.ready.get_mut().unwrap_or_else(PoisonError::into_inner);
+        threads::end(
+            &self.gate,
+            &[Arc::clone(&self.look)],
+            &functions,
+            std::mem::take(&mut ready.threads),
+        );
     }
 }

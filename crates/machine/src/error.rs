@@ -30,6 +30,9 @@ pub enum Error {
     /// Captured state cannot be used.
     #[error("captured state: {0}")]
     State(#[from] crate::state::StateError),
+    /// The machine has stopped by itself, so it cannot be paused.
+    #[error("the machine has stopped: {0:?}")]
+    Stopped(crate::Exit),
     /// A host resource (tap, thread, memory) could not be had.
     #[error("{what}: {source}")]
     Host {
@@ -38,4 +41,12 @@ pub enum Error {
         /// What the kernel said.
         source: io::Error,
     },
+}
+
+/// Makes an error out of a KVM call that failed.
+pub(crate) fn kvm<E: Into<io::Error>>(call: &'static str) -> impl FnOnce(E) -> Error {
+    move |source| Error::Kvm {
+        call,
+        source: source.into(),
+    }
 }

@@ -73,6 +73,8 @@ pub mod kind {
     pub const SERIAL: u32 = 5;
     /// Power management and reset registers.
     pub const POWER: u32 = 6;
+    /// What the guest sees of its processors (CPUID).
+    pub const CPUID: u32 = 7;
     /// One virtio transport: registers and queues.
     pub const TRANSPORT: u32 = 16;
     /// One network card.
@@ -159,20 +161,30 @@ impl<'a> Reader<'a> {
     ///
     /// # Errors
     /// [`StateError`] says what stands there instead.
-    pub fn section(&mut self, kind: u32, index: u16, version: u16) -> Result<Fields<'a>, StateError> {
+    pub fn section(
+        &mut self,
+        kind: u32,
+        index: u16,
+        version: u16,
+    ) -> Result<Fields<'a>, StateError> {
         let name = SectionName { kind, index };
         let (header, rest) = self
             .rest
             .split_at_checked(HEADER)
             .ok_or(StateError::Truncated(name))?;
-        let word = |at: usize| u32::from_le_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]);
+        let word = |at: usize| {
+            u32::from_le_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]])
+        };
         let half = |at: usize| u16::from_le_bytes([header[at], header[at + 1]]);
         let found = SectionName {
             kind: word(0),
             index: half(6),
         };
         if found != name {
-            return Err(StateError::Unexpected { found, expected: name });
+            return Err(StateError::Unexpected {
+                found,
+                expected: name,
+            });
         }
         let (body, rest) = rest
             .split_at_checked(word(8) as usize)
@@ -205,12 +217,26 @@ impl<'a> Fields<'a> {
         self.name
     }
 
+    /// The payload of a section whose header was checked before.
+    pub(crate) fn of(kind: u32, index: u16, payload: &'a [u8]) -> Self {
+        Self {
+            name: SectionName { kind, index },
+            rest: payload,
+        }
+    }
+
+    /// What has not been taken yet.
+    pub(crate) fn rest(&self) -> &'a [u8] {
+        self.rest
+    }
+
     /// Takes a plain value.
     ///
     /// # Errors
     /// [`StateError::Truncated`] if the payload is too short.
     pub fn get<T: FromBytes>(&mut self) -> Result<T, StateError> {
-        let (value, rest) = T::read_from_prefix(self.rest).map_err(|_| StateError::Truncated(self.name))?;
+        let (value, rest) =
+            T::read_from_prefix(self.rest).map_err(|_| StateError::Truncated(self.name))?;
         self.rest = rest;
         Ok(value)
     }

@@ -1,9 +1,31 @@
-//! `cargo xtask bench`.
+//! `cargo xtask bench`: measurements with a table or one JSON object as their result.
+
+mod contender;
+pub(crate) mod machine;
+
+use anyhow::Result;
+use std::process::ExitCode;
 
 /// Arguments.
 #[derive(clap::Args)]
-pub(crate) struct Args {}
+pub(crate) struct Args {
+    #[command(subcommand)]
+    bench: Bench,
+}
 
-pub(crate) fn run(_args: Args) -> anyhow::Result<()> {
-    anyhow::bail!("not built yet")
+/// What can be measured.
+#[derive(clap::Subcommand)]
+enum Bench {
+    /// Our machine beside stock QEMU: boot time, highest REGISTER rate, resident memory
+    Machine(machine::Args),
+}
+
+/// Runs a measurement.
+///
+/// # Errors
+/// It could not be made.
+pub(crate) fn run(args: &Args) -> Result<ExitCode> {
+    match &args.bench {
+        Bench::Machine(args) => machine::run(args),
+    }
 }

@@ -1,13 +1,26 @@
 //! Developer commands: `cargo xtask demo`, `cargo xtask test`, and the pieces of which they are made.
 
+mod assets;
 mod bench;
+mod compile;
 mod demo;
+mod distribution;
 mod guest;
+mod kernel_file;
 mod lab;
+mod machine_file;
+mod machine_host;
+mod memory;
+mod options;
+mod process;
+mod rate_search;
+mod report;
+mod scenarios;
+mod sipp;
 mod test;
 
-use anyhow::Result;
 use clap::{Parser, Subcommand};
+use std::process::ExitCode;
 
 /// Romulus's developer commands. `demo` and `test` do all the set-up they need by themselves.
 #[derive(Parser)]
@@ -29,14 +42,22 @@ enum Command {
     Guest(guest::Args),
     /// Hosts to test on
     Lab(lab::Args),
+    #[command(hide = true)]
+    Scenario(scenarios::Args),
 }
 
-fn main() -> Result<()> {
-    match Cli::parse().command {
-        Command::Demo(args) => demo::run(args),
-        Command::Test(args) => test::run(args),
-        Command::Bench(args) => bench::run(args),
-        Command::Guest(args) => guest::run(args),
-        Command::Lab(args) => lab::run(args),
-    }
+fn main() -> ExitCode {
+    let outcome = match Cli::parse().command {
+        Command::Demo(args) => demo::run(&args),
+        Command::Test(args) => test::run(&args),
+        Command::Bench(args) => bench::run(&args),
+        Command::Guest(args) => guest::run(args).map(|()| ExitCode::SUCCESS),
+        Command::Lab(args) => lab::run(args).map(|()| ExitCode::SUCCESS),
+        Command::Scenario(args) => scenarios::run(&args),
+    };
+    outcome.unwrap_or_else(|error| {
+        // One line with all causes: a backtrace of a lab's fault says nothing.
+        eprintln!("Error: {error:#}");
+        ExitCode::FAILURE
+    })
 }

@@ -1,0 +1,158 @@
+//! Real taps and bridges, each test in a network namespace of its own that goes with its thread.
+
+use super::*;
+use crate::config::Nic;
+use std::process::Command;
+
+/// Runs `test` where nothing outside can be reached or changed. Making a namespace needs a privilege; without it the
+/// test says so and is not run.
+fn alone(test: fn()) {
+    let thread = std::thread::spawn(move || {
+        // SAFETY: no pointers are involved; only this thread changes its namespace.
+        if unsafe { libc::unshare(libc::CLONE_NEWNET) } < 0 {
+            eprintln!(
+                "not run: no network namespace of its own: {}",
+                io::Error::last_os_error()
+            );
+            return;
+        }
+        test();
+    });
+    if let Err(panic) = thread.join() {
+        std::panic::resume_unwind(panic);
+    }
+}
+
+fn nic(bridge: Option<&str>) -> Nic {
+    Nic {
+        tap: "t0".into(),
+        bridge: bridge.map(Into::into),
+        mac: [2, 0, 0, 0, 0, 1],
+        mtu: 9000,
+        offload: true,
+    }
+}
+
+/// Asks `ip` in this thread's namespace.
+fn ip(arguments: &str) -> String {
+    let output = Command::new("ip")
+        .args(arguments.split(' '))
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "ip {arguments}: {output:?}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[test]
+fn a_tap_is_made_joined_brought_up_and_gone_at_the_end() {
+    alone(|| {
+        ip("link add br0 type bridge");
+        let mut tap = Tap::open(&nic(Some("br0"))).unwrap();
+        let link = ip("-o -d link show t0");
+        for part in [
+            "mtu 9000",
+            "master br0",
+            "tun type tap",
+            "vnet_hdr on",
+            "pi off",
+        ] {
+            assert!(link.contains(part), "{part}: {link}");
+        }
+        assert!(link.contains(",UP"), "{link}");
+        for ecn in [true, false] {
+            tap.set_offload(Offload {
+                checksum: true,
+                tso4: true,
+                tso6: true,
+                ecn,
+            })
+            .unwrap();
+        }
+        drop(tap);
+        assert!(
+            !ip("-o link").contains("t0"),
+            "the tap goes with the process"
+        );
+    });
+}
+
+#[test]
+fn frames_pass_in_both_directions_with_their_headers() {
+    alone(|| {
+        let mut one = Tap::open(&nic(None)).unwrap();
+        ip("link add br0 type bridge forward_delay 0");
+        ip("link set br0 up");
+        ip("link set t0 master br0");
+        // A tap that is in its bridge already stays there; one that is in another does not change.
+        let socket = control_socket().unwrap();
+        join(&socket, "t0", "br0").unwrap();
+        ip("link add br1 type bridge");
+        let error = join(&socket, "t0", "br1").unwrap_err().to_string();
+        assert!(error.contains("belongs to another bridge"), "{error}");
+        assert!(ip("-o link show t0").contains("master br0"));
+        let mut second = nic(Some("br0"));
+        second.tap = "t1".into();
+        let mut two = Tap::open(&second).unwrap();
+        let ram = super::super::super::testing::memory();
+        let mut frame = vec![0xff; 6];
+        frame.extend([2, 0, 0, 0, 0, 9, 0x88, 0xb5]);
+        frame.extend([7; 1000]);
+        let mut buffer = [0; 2048];
+        super::super::super::testing::until("the frame comes out of the other tap", || {
+            let mut parts = Vec::new();
+            let span = super::super::Span {
+                address: vm_memory::GuestAddress(0x1000),
+                length: frame.len() as u32,
+            };
+            vm_memory::Bytes::write_slice(&ram, &frame, span.address).unwrap();
+            super::super::slices(&ram, [span], 0, &mut parts).unwrap();
+            one.send(&[0; HEADER], &parts).unwrap();
+            // Other frames (the host's own multicast) may come first.
+            while let Ok(length) = two.receive_copy(&mut buffer) {
+                if buffer[HEADER..length] == frame[..] {
+                    return true;
+                }
+            }
+            false
+        });
+    });
+}
+
+#[test]
+fn what_is_missing_or_wrong_is_told_by_name() {
+    alone(|| {
+        let refused = |nic: &Nic| Tap::open(nic).map(|_| ()).unwrap_err().to_string();
+        let error = refused(&nic(Some("nobridge")));
+        assert!(
+            error.contains("no bridge nobridge") && error.contains("ip link add"),
+            "{error}"
+        );
+        let error = refused(&nic(Some("lo")));
+        assert!(error.contains("lo is no bridge"), "{error}");
+        let mut long = nic(None);
+        long.tap = "a-name-of-sixteen".into();
+        assert!(refused(&long).contains("1 to 15 bytes"));
+        let mut other = nic(None);
+        other.tap = "lo".into();
+        let error = refused(&other);
+        assert!(error.contains("lo cannot be opened as a tap"), "{error}");
+    });
+}
+
+#[test]
+fn a_busy_tap_is_waited_for_as_long_as_a_dying_process_needs() {
+    alone(|| {
+        let first = Tap::open(&nic(None)).unwrap();
+        let started = Instant::now();
+        let error = Tap::open(&nic(None)).map(|_| ()).unwrap_err().to_string();
+        assert!(error.contains("in use by another process"), "{error}");
+        assert!(started.elapsed() >= BUSY_MAX);
+        let closer = std::thread::spawn(move || {
+            // Held for a while, as by a process that is being killed; the other side must bridge this time.
+            std::thread::sleep(Duration::from_millis(100));
+            drop(first);
+        });
+        Tap::open(&nic(None)).unwrap();
+        closer.join().unwrap();
+    });
+}

@@ -1,0 +1,196 @@
+//! The whole state of one vCPU: saved and restored in the order that the kernel needs.
+
+use super::msrs;
+use crate::{
+    Error,
+    error::kvm,
+    ioctl::{self, MsrBuffer, Sregs2, XSAVE_MIN},
+    state::{Fields, Reader, StateError, kind},
+};
+use kvm_bindings::{
+    kvm_debugregs, kvm_lapic_state, kvm_mp_state, kvm_msr_entry, kvm_regs, kvm_vcpu_events,
+    kvm_xcrs,
+};
+use kvm_ioctls::{Cap, VcpuFd, VmFd};
+use std::{io, sync::Arc};
+use zerocopy::IntoBytes;
+
+/// Version of a vCPU's section.
+pub(crate) const VERSION: u16 = 1;
+
+/// What the vCPUs of one machine have in common.
+#[derive(Debug)]
+pub(crate) struct Caps {
+    /// Bytes of the extended processor state.
+    xsave: usize,
+    /// MSRs that are saved, in the order of restoring.
+    msrs: Vec<u32>,
+}
+
+impl Caps {
+    /// Asks the host. `first` is the machine's first vCPU, with its CPUID set.
+    pub(crate) fn new(vm: &VmFd, first: &VcpuFd, listed: &[u32]) -> Result<Self, Error> {
+        let size = vm.check_extension_int(Cap::Xsave2);
+        Ok(Self {
+            xsave: usize::try_from(size)
+                .unwrap_or(0)
+                .max(XSAVE_MIN)
+                .next_multiple_of(8),
+            msrs: msrs::choose(first, listed).map_err(kvm("KVM_GET_MSRS"))?,
+        })
+    }
+}
+
+/// One vCPU with the room that saving it takes.
+pub(crate) struct Vcpu {
+    pub(crate) fd: VcpuFd,
+    pub(crate) index: u8,
+    caps: Arc<Caps>,
+    msrs: MsrBuffer,
+    xsave: Vec<u8>,
+}
+
+impl Vcpu {
+    pub(crate) fn new(fd: VcpuFd, index: u8, caps: Arc<Caps>) -> Self {
+        Self {
+            msrs: msrs::buffer(&caps.msrs),
+            xsave: vec![0; caps.xsave],
+            fd,
+            index,
+            caps,
+        }
+    }
+
+    /// Writes the payload of this vCPU's section into `out`, which is emptied first.
+    ///
+    /// The multiprocessing state comes first, because reading it may still change others; the events come last.
+    pub(crate) fn save(&mut self, out: &mut Vec<u8>) -> Result<(), Error> {
+        out.clear();
+        let fd = &self.fd;
+        let mut put = |bytes: &[u8]| out.extend_from_slice(bytes);
+        put(fd
+            .get_mp_state()
+            .map_err(kvm("KVM_GET_MP_STATE"))?
+            .as_bytes());
+        put(fd.get_regs().map_err(kvm("KVM_GET_REGS"))?.as_bytes());
+        put(ioctl::get_sregs2(fd)
+            .map_err(kvm("KVM_GET_SREGS2"))?
+            .as_bytes());
+        ioctl::get_xsave(fd, &mut self.xsave).map_err(kvm("KVM_GET_XSAVE2"))?;
+        put(u32::try_from(self.xsave.len())
+            .expect("a few pages")
+            .as_bytes());
+        put(&self.xsave);
+        put(fd.get_xcrs().map_err(kvm("KVM_GET_XCRS"))?.as_bytes());
+        put(fd
+            .get_debug_regs()
+            .map_err(kvm("KVM_GET_DEBUGREGS"))?
+            .as_bytes());
+        put(fd.get_lapic().map_err(kvm("KVM_GET_LAPIC"))?.as_bytes());
+        let read = ioctl::get_msrs(fd, &mut self.msrs).map_err(kvm("KVM_GET_MSRS"))?;
+        if let Some(index) = self.caps.msrs.get(read) {
+            return Err(kvm("KVM_GET_MSRS")(io::Error::other(format!(
+                "MSR {index:#x} is not readable any more"
+            ))));
+        }
+        put(u32::try_from(read).expect("few MSRs").as_bytes());
+        put(self.msrs.as_bytes());
+        put(self.fd.get_tsc_khz().unwrap_or(0).as_bytes());
+        put(self
+            .fd
+            .get_vcpu_events()
+            .map_err(kvm("KVM_GET_VCPU_EVENTS"))?
+            .as_bytes());
+        Ok(())
+    }
+
+    /// Takes a payload as [`Self::save`] writes it.
+    pub(crate) fn restore(&mut self, fields: Fields<'_>) -> Result<(), Error> {
+        let state = Parsed::read(fields, self.xsave.len())?;
+        let fd = &self.fd;
+        if state.tsc_khz != 0 && fd.get_tsc_khz().is_ok_and(|here| here != state.tsc_khz) {
+            fd.set_tsc_khz(state.tsc_khz)
+                .map_err(kvm("KVM_SET_TSC_KHZ"))?;
+        }
+        ioctl::set_sregs2(fd, &state.sregs).map_err(kvm("KVM_SET_SREGS2"))?;
+        fd.set_regs(&state.regs).map_err(kvm("KVM_SET_REGS"))?;
+        self.xsave.copy_from_slice(state.xsave);
+        ioctl::set_xsave(fd, &self.xsave).map_err(kvm("KVM_SET_XSAVE"))?;
+        fd.set_xcrs(&state.xcrs).map_err(kvm("KVM_SET_XCRS"))?;
+        fd.set_debug_regs(&state.debug)
+            .map_err(kvm("KVM_SET_DEBUGREGS"))?;
+        // After the special registers, which hold its base, and before the MSR of its timer.
+        fd.set_lapic(&state.lapic).map_err(kvm("KVM_SET_LAPIC"))?;
+        let set = ioctl::set_msrs(fd, &MsrBuffer::new(&state.msrs)).map_err(kvm("KVM_SET_MSRS"))?;
+        if let Some(refused) = state.msrs.get(set) {
+            return Err(kvm("KVM_SET_MSRS")(io::Error::other(format!(
+                "this host's processor does not take {:#x} in MSR {:#x}",
+                refused.data, refused.index
+            ))));
+        }
+        fd.set_mp_state(state.mp).map_err(kvm("KVM_SET_MP_STATE"))?;
+        // After the registers, whose setting clears pending exceptions.
+        fd.set_vcpu_events(&state.events)
+            .map_err(kvm("KVM_SET_VCPU_EVENTS"))
+    }
+}
+
+/// Takes section `index` of the vCPUs.
+pub(crate) fn section<'a>(reader: &mut Reader<'a>, index: u8) -> Result<Fields<'a>, StateError> {
+    reader.section(kind::VCPU, index.into(), VERSION)
+}
+
+/// A payload, taken apart and checked before anything is set.
+struct Parsed<'a> {
+    mp: kvm_mp_state,
+    regs: kvm_regs,
+    sregs: Sregs2,
+    xsave: &'a [u8],
+    xcrs: kvm_xcrs,
+    debug: kvm_debugregs,
+    lapic: kvm_lapic_state,
+    msrs: Vec<kvm_msr_entry>,
+    tsc_khz: u32,
+    events: kvm_vcpu_events,
+}
+
+impl<'a> Parsed<'a> {
+    /// No host has more MSRs than this in its list.
+    const MSRS_MAX: u32 = 1024;
+
+    fn read(mut fields: Fields<'a>, xsave_here: usize) -> Result<Self, StateError> {
+        let mp = fields.get()?;
+        let regs = fields.get()?;
+        let sregs = fields.get()?;
+        let length: u32 = fields.get()?;
+        if length as usize != xsave_here {
+            return Err(fields.invalid(format!(
+                "{length} bytes of extended processor state; this host's processors have {xsave_here}"
+            )));
+        }
+        let xsave = fields.bytes(xsave_here)?;
+        let xcrs = fields.get()?;
+        let debug = fields.get()?;
+        let lapic = fields.get()?;
+        let count: u32 = fields.get()?;
+        if count > Self::MSRS_MAX {
+            return Err(fields.invalid(format!("{count} MSRs")));
+        }
+        let msrs = (0..count).map(|_| fields.get()).collect::<Result<_, _>>()?;
+        let tsc_khz = fields.get()?;
+        let events = fields.get()?;
+        fields.finish()?;
+        Ok(Self {
+            mp,
+            regs,
+            sregs,
+            xsave,
+            xcrs,
+            debug,
+            lapic,
+            msrs,
+            tsc_khz,
+            events,
+        })
+    }
+}

@@ -1,0 +1,326 @@
+//! The threads of all vCPUs of one machine.
+
+use super::{
+    Bus, Vcpu,
+    gate::{Gate, Order},
+    run,
+};
+use crate::{
+    Error,
+    exit::ExitLatch,
+    state::{Fields, Reader, Writer, kind},
+    vcpu::state,
+};
+use std::{
+    convert::Infallible,
+    io,
+    os::unix::thread::JoinHandleExt,
+    sync::{
+        Arc, Mutex, MutexGuard, Once, OnceLock, PoisonError,
+        atomic::{AtomicU8, AtomicU64, Ordering},
+    },
+    thread::{self, JoinHandle},
+};
+use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
+
+/// Where a thread is reached while it is inside `KVM_RUN`.
+struct Kick {
+    thread: libc::pthread_t,
+    /// `kvm_run.immediate_exit`, in the page that the thread's vCPU shares with KVM.
+    immediate_exit: *mut u8,
+}
+
+// SAFETY: both are addresses; `Shared::kick` says why they are valid when they are used.
+unsafe impl Send for Kick {}
+// SAFETY: as above; the byte is only touched atomically.
+unsafe impl Sync for Kick {}
+
+impl Kick {
+    fn immediate_exit(&self) -> &AtomicU8 {
+        // SAFETY: the page is mapped as long as the vCPU exists, and the vCPU goes only when its thread is joined,
+        // which takes the team's last use of this with it. The kernel only reads the byte.
+        unsafe { AtomicU8::from_ptr(self.immediate_exit) }
+    }
+}
+
+/// What a thread and the owner hand each other.
+#[derive(Default)]
+struct Mailbox {
+    /// The payload of the vCPU's section.
+    payload: Vec<u8>,
+    failure: Option<Error>,
+}
+
+struct Shared {
+    gate: Gate,
+    boxes: Vec<Mutex<Mailbox>>,
+    exits: Vec<Counter>,
+    kicks: OnceLock<Vec<Kick>>,
+    latch: Arc<ExitLatch>,
+}
+
+/// A counter with a cache line of its own.
+#[repr(align(64))]
+#[derive(Default)]
+struct Counter(AtomicU64);
+
+/// The vCPU threads of one machine. Dropping it ends and joins them.
+pub(crate) struct Team {
+    shared: Arc<Shared>,
+    threads: Vec<JoinHandle<Vcpu>>,
+    /// Saving was ordered and not waited for.
+    saving: bool,
+}
+
+impl Team {
+    /// Starts a thread for each vCPU; on return all are parked.
+    ///
+    /// # Errors
+    /// A thread cannot be had.
+    pub(crate) fn start(
+        vcpus: Vec<Vcpu>,
+        bus: &Bus,
+        latch: Arc<ExitLatch>,
+        name: &str,
+    ) -> Result<Self, Error> {
+        install_handler()?;
+        let n = vcpus.len();
+        let shared = Arc::new(Shared {
+            gate: Gate::new(n),
+            boxes: (0..n).map(|_| Mutex::default()).collect(),
+            exits: (0..n).map(|_| Counter::default()).collect(),
+            kicks: OnceLock::new(),
+            latch,
+        });
+        let mut team = Self {
+            shared,
+            threads: Vec::with_capacity(n),
+            saving: false,
+        };
+        let mut kicks = Vec::with_capacity(n);
+        for mut vcpu in vcpus {
+            let immediate_exit = &raw mut vcpu.fd.get_kvm_run().immediate_exit;
+            let (shared, bus) = (Arc::clone(&team.shared), bus.clone());
+            let thread = thread::Builder::new()
+                .name(format!("{name} vcpu{}", vcpu.index))
+                .spawn(move || shared.work(vcpu, &bus))
+                .map_err(|source| Error::Host {
+                    what: "a thread for a vCPU".into(),
+                    source,
+                })?;
+            kicks.push(Kick {
+                thread: thread.as_pthread_t(),
+                immediate_exit,
+            });
+            team.threads.push(thread);
+        }
+        assert!(team.shared.kicks.set(kicks).is_ok(), "set once");
+        if team.shared.gate.wait_done() {
+            Ok(team)
+        } else {
+            Err(team.stopped())
+        }
+    }
+
+    /// Parks all vCPUs.
+    ///
+    /// # Errors
+    /// The machine has stopped by itself.
+    pub(crate) fn park(&mut self) -> Result<(), Error> {
+        self.shared.gate.order(Order::Park);
+        self.shared.kick();
+        self.wait()
+    }
+
+    /// Lets all vCPUs run. They must be parked.
+    pub(crate) fn run(&mut self, forgive: bool) -> Result<(), Error> {
+        self.finish_saving()?;
+        for kick in self.shared.kicks() {
+            // Only here: a vCPU thread that cleared it itself could clear the next pause's.
+            kick.immediate_exit().store(0, Ordering::Relaxed);
+        }
+        self.shared.gate.order(Order::Run { forgive });
+        Ok(())
+    }
+
+    /// Begins to save every vCPU's state, each in its own thread. To be called when all are parked and no device can
+    /// raise an interrupt any more: an interrupt between two vCPUs would be lost if one were saved before the other stood.
+    pub(crate) fn begin_save(&mut self) {
+        self.shared.gate.order(Order::Save);
+        self.saving = true;
+    }
+
+    /// Writes the vCPUs' sections, waiting for what [`Self::begin_save`] began.
+    pub(crate) fn save(&mut self, writer: &mut Writer<'_>) -> Result<(), Error> {
+        if !self.saving {
+            self.begin_save();
+        }
+        self.finish_saving()?;
+        for (mailbox, index) in self.shared.boxes.iter().zip(0..) {
+            let mut mailbox = lock(mailbox);
+            if let Some(error) = mailbox.failure.take() {
+                return Err(error);
+            }
+            let result = writer.section(kind::VCPU, index, state::VERSION, |p| {
+                p.put(&mailbox.payload[..]);
+                Ok::<_, Infallible>(())
+            });
+            match result {
+                Ok(()) => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes the vCPUs' sections.
+    pub(crate) fn restore(&mut self, reader: &mut Reader<'_>) -> Result<(), Error> {
+        self.finish_saving()?;
+        for (mailbox, index) in self.shared.boxes.iter().zip(0..) {
+            let fields = state::section(reader, index)?;
+            let mut mailbox = lock(mailbox);
+            mailbox.payload.clear();
+            mailbox.payload.extend_from_slice(fields.rest());
+        }
+        self.shared.gate.order(Order::Restore);
+        self.wait()?;
+        for mailbox in &self.shared.boxes {
+            if let Some(error) = lock(mailbox).failure.take() {
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+
+    /// A way to the exit counters that outlives the team.
+    pub(crate) fn exit_counter(&self) -> impl Fn() -> u64 + Send + Sync + 'static {
+        let shared = Arc::clone(&self.shared);
+        move || {
+            shared
+                .exits
+                .iter()
+                .map(|c| c.0.load(Ordering::Relaxed))
+                .sum()
+        }
+    }
+
+    fn finish_saving(&mut self) -> Result<(), Error> {
+        if std::mem::take(&mut self.saving) {
+            self.wait()
+        } else {
+            Ok(())
+        }
+    }
+
+    fn wait(&self) -> Result<(), Error> {
+        if self.shared.gate.wait_done() {
+            Ok(())
+        } else {
+            Err(self.stopped())
+        }
+    }
+
+    fn stopped(&self) -> Error {
+        Error::Stopped(self.shared.latch.get().expect("latched before the halt"))
+    }
+}
+
+impl Drop for Team {
+    fn drop(&mut self) {
+        self.shared.gate.order(Order::Stop);
+        self.shared.kick();
+        for thread in self.threads.drain(..) {
+            if thread.join().is_err() {
+                tracing::error!("a vCPU thread panicked");
+            }
+        }
+    }
+}
+
+impl Shared {
+    fn kicks(&self) -> &[Kick] {
+        self.kicks.get().map_or(&[], Vec::as_slice)
+    }
+
+    /// Gets every thread out of `KVM_RUN`, and keeps it from going back in.
+    fn kick(&self) {
+        for kick in self.kicks() {
+            kick.immediate_exit().store(1, Ordering::Release);
+        }
+        for kick in self.kicks() {
+            // SAFETY: the threads are joined only by the team's drop, so the id is valid; the signal's handler does
+            // nothing.
+            unsafe { libc::pthread_kill(kick.thread, SIGRTMIN()) };
+        }
+    }
+
+    /// A vCPU thread's life. The vCPU is returned, so that it stays until the thread is joined.
+    fn work(&self, mut vcpu: Vcpu, bus: &Bus) -> Vcpu {
+        unblock_kicks();
+        let index = usize::from(vcpu.index);
+        let mut seen = 0;
+        loop {
+            match self.gate.next(&mut seen) {
+                Order::Run { forgive } => {
+                    if forgive {
+                        // Refused where the guest does not use this clock: then nothing is lost.
+                        let _ = vcpu.fd.kvmclock_ctrl();
+                    }
+                    if let Err(exit) =
+                        run::run(&mut vcpu, bus, &self.gate, seen, &self.exits[index].0)
+                    {
+                        self.latch.set(exit);
+                        self.gate.halt();
+                        self.kick();
+                        return vcpu;
+                    }
+                }
+                Order::Park => self.gate.done(seen),
+                Order::Save => {
+                    let mut mailbox = lock(&self.boxes[index]);
+                    mailbox.failure = vcpu.save(&mut mailbox.payload).err();
+                    drop(mailbox);
+                    self.gate.done(seen);
+                }
+                Order::Restore => {
+                    let mut mailbox = lock(&self.boxes[index]);
+                    let fields = Fields::of(kind::VCPU, vcpu.index.into(), &mailbox.payload);
+                    mailbox.failure = vcpu.restore(fields).err();
+                    drop(mailbox);
+                    self.gate.done(seen);
+                }
+                Order::Stop => return vcpu,
+            }
+        }
+    }
+}
+
+fn lock(mailbox: &Mutex<Mailbox>) -> MutexGuard<'_, Mailbox> {
+    mailbox.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+extern "C" fn nothing(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
+
+/// Makes the kick's signal harmless: it is only there to interrupt `KVM_RUN`.
+fn install_handler() -> Result<(), Error> {
+    static ONCE: Once = Once::new();
+    let mut result = Ok(());
+    ONCE.call_once(|| result = register_signal_handler(SIGRTMIN(), nothing));
+    result.map_err(|e| Error::Host {
+        what: "a signal handler".into(),
+        source: e.into(),
+    })
+}
+
+/// A program that blocks signals in its main thread gives that mask to this one: the kick must come through.
+fn unblock_kicks() {
+    // SAFETY: the set is initialised by sigemptyset before it is used, and only this thread's mask changes.
+    let result = unsafe {
+        let mut set = std::mem::zeroed();
+        libc::sigemptyset(&raw mut set);
+        libc::sigaddset(&raw mut set, SIGRTMIN());
+        libc::pthread_sigmask(libc::SIG_UNBLOCK, &raw const set, std::ptr::null_mut())
+    };
+    if result != 0 {
+        tracing::error!(error = %io::Error::from_raw_os_error(result), "cannot unblock the vCPU signal");
+    }
+}

@@ -1,0 +1,218 @@
+//! The whole-memory audit: after every epoch, a replica that only ever got the harvested pages equals all of memory.
+//!
+//! The guest is the tiny one, so that these run on any computer with a `/dev/kvm`; `examples/audit.rs` does the same
+//! with a real kernel in the lab.
+
+mod common;
+#[path = "common/replica.rs"]
+mod replica;
+
+use common::kvm_is_there;
+use replica::Replica;
+use romulus_machine::{
+    DirtyPages, Exit, Paused,
+    memory::PAGE,
+    tiny::{FIRST_FREE_PAGE, Tiny},
+};
+use std::{
+    thread,
+    time::{Duration, Instant},
+};
+use vm_memory::{Bytes, GuestAddress};
+
+const MIB: u64 = 1 << 20;
+const TIMEOUT: Duration = Duration::from_secs(20);
+
+fn small(vcpus: u8) -> Tiny {
+    Tiny {
+        vcpus,
+        memory: 128 * MIB,
+        pages: 300,
+        stride: 3,
+        first_page: FIRST_FREE_PAGE,
+        wait: 1000,
+    }
+}
+
+/// 256 pages on either side of the gap below 4 GiB.
+fn across_the_gap() -> Tiny {
+    let first_high = (3 << 30) / PAGE;
+    Tiny {
+        vcpus: 1,
+        memory: 3074 * MIB,
+        pages: 512,
+        stride: 1,
+        first_page: first_high - 256,
+        wait: 1000,
+    }
+}
+
+/// Lets the guest run until every vCPU has begun `rounds` more rounds than `before`, checking after each short stretch
+/// with `look`. Returns the machine, paused.
+fn run(guest: &Tiny, mut paused: Paused, rounds: u64, mut look: impl FnMut(&mut Paused)) -> Paused {
+    let count = |paused: &Paused| -> Vec<u64> {
+        (0..guest.vcpus)
+            .map(|n| guest.rounds(paused.memory(), n))
+            .collect()
+    };
+    let before = count(&paused);
+    let deadline = Instant::now() + TIMEOUT;
+    loop {
+        let machine = paused.resume().unwrap();
+        let exit = machine.handle().wait_exit(Duration::from_millis(2));
+        assert_eq!(exit, None);
+        paused = machine.pause().unwrap();
+        look(&mut paused);
+        if count(&paused)
+            .iter()
+            .zip(&before)
+            .all(|(now, before)| now - before >= rounds)
+        {
+            return paused;
+        }
+        assert!(
+            Instant::now() < deadline,
+            "rounds: {:?} after {before:?}",
+            count(&paused)
+        );
+    }
+}
+
+/// Runs epochs, each compared in full, and returns how many pages all harvests found.
+fn audit(guest: &Tiny, epochs: u32) -> u64 {
+    let mut paused = guest.boot().unwrap();
+    paused.start_tracking().unwrap();
+    let mut replica = Replica::of(paused.memory());
+    let mut dirty = DirtyPages::new(paused.memory());
+    let mut found = 0;
+    for epoch in 0..epochs {
+        // The second round can only begin when the first has written every page.
+        paused = run(guest, paused, 2, |paused| {
+            guest.check_whole(paused.memory()).unwrap();
+            // A device's write, on a page that the guest does not touch.
+            let own = GuestAddress(0x10_0000 + u64::from(epoch % 16) * PAGE as u64);
+            paused.memory().ram().write_obj(epoch + 1, own).unwrap();
+            paused.harvest(&mut dirty).unwrap();
+            let missed = replica.epoch(paused.memory(), &dirty);
+            assert_eq!(missed, [0usize; 0], "epoch {epoch}");
+            found += dirty.count() as u64;
+        });
+    }
+    found
+}
+
+#[test]
+fn no_page_is_missed_with_one_vcpu() {
+    if kvm_is_there("no_page_is_missed_with_one_vcpu") {
+        assert!(audit(&small(1), 20) >= 20 * 300);
+    }
+}
+
+#[test]
+fn no_page_is_missed_with_two_vcpus() {
+    if kvm_is_there("no_page_is_missed_with_two_vcpus") {
+        assert!(audit(&small(2), 20) >= 20 * 2 * 300);
+    }
+}
+
+#[test]
+fn no_page_is_missed_with_four_vcpus() {
+    if kvm_is_there("no_page_is_missed_with_four_vcpus") {
+        assert!(audit(&small(4), 20) >= 20 * 4 * 300);
+    }
+}
+
+#[test]
+fn no_page_is_missed_on_either_side_of_the_gap() {
+    if kvm_is_there("no_page_is_missed_on_either_side_of_the_gap") {
+        assert!(audit(&across_the_gap(), 3) >= 3 * 512);
+    }
+}
+
+#[test]
+fn a_harvest_starts_anew() {
+    if !kvm_is_there("a_harvest_starts_anew") {
+        return;
+    }
+    let guest = small(1);
+    let mut paused = guest.boot().unwrap();
+    let mut dirty = DirtyPages::new(paused.memory());
+    assert!(paused.harvest(&mut dirty).is_err(), "tracking is off");
+    paused.start_tracking().unwrap();
+    paused.harvest(&mut dirty).unwrap();
+    assert!(
+        dirty.is_empty(),
+        "nothing ran, and what boot wrote is not in it: {}",
+        dirty.count()
+    );
+    paused = run(&guest, paused, 2, |_| {});
+    paused.harvest(&mut dirty).unwrap();
+    for page in guest.pages_of(0) {
+        assert!(dirty.contains(page), "page {page}");
+    }
+    paused.harvest(&mut dirty).unwrap();
+    assert!(dirty.is_empty(), "harvested twice: {}", dirty.count());
+    paused.memory().write_page(20_000, &[7; PAGE]);
+    paused.harvest(&mut dirty).unwrap();
+    assert_eq!(
+        dirty.iter().collect::<Vec<_>>(),
+        [20_000],
+        "the machine's own write alone"
+    );
+    paused.stop_tracking().unwrap();
+    paused = run(&guest, paused, 1, |_| {});
+    assert!(paused.harvest(&mut dirty).is_err());
+}
+
+#[test]
+fn a_paused_machine_stands_still() {
+    if !kvm_is_there("a_paused_machine_stands_still") {
+        return;
+    }
+    let guest = small(2);
+    let paused = run(&guest, guest.boot().unwrap(), 2, |_| {});
+    let replica_before: Vec<u64> = (0..2).map(|n| guest.rounds(paused.memory(), n)).collect();
+    thread::sleep(Duration::from_millis(50));
+    let after: Vec<u64> = (0..2).map(|n| guest.rounds(paused.memory(), n)).collect();
+    assert_eq!(replica_before, after);
+}
+
+#[test]
+fn pauses_are_quick_and_many() {
+    if !kvm_is_there("pauses_are_quick_and_many") {
+        return;
+    }
+    let guest = small(4);
+    let mut paused = guest.boot().unwrap();
+    let start = Instant::now();
+    for _ in 0..300 {
+        // At once, so that some vCPUs have not even entered the guest when they are called back.
+        paused = paused.resume().unwrap().pause().unwrap();
+    }
+    let each = start.elapsed() / 300;
+    assert!(
+        each < Duration::from_millis(50),
+        "{each:?} for a pause and a resume"
+    );
+    drop(run(&guest, paused, 1, |_| {}));
+}
+
+#[test]
+fn everything_ends_promptly() {
+    if !kvm_is_there("everything_ends_promptly") {
+        return;
+    }
+    let machine = small(4).boot().unwrap().resume().unwrap();
+    let handle = machine.handle();
+    let start = Instant::now();
+    drop(machine);
+    assert!(
+        start.elapsed() < Duration::from_secs(2),
+        "{:?}",
+        start.elapsed()
+    );
+    // What is left of it does nothing, and holds nothing.
+    handle.press_power_button();
+    assert_eq!(handle.console_input(b"x"), 0);
+    assert_eq!(handle.wait_exit(Duration::ZERO), None::<Exit>);
+}

@@ -1,0 +1,157 @@
+//! What the control interface says and takes, in JSON.
+
+use crate::{console::hub::Hub, exit::Code};
+use serde::{Deserialize, Serialize};
+use std::{sync::Arc, time::Duration};
+use tokio::sync::oneshot;
+
+/// What a machine is doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum State {
+    /// It is being made.
+    Starting,
+    /// Its vCPUs run.
+    Running,
+    /// Its vCPUs are parked.
+    Paused,
+    /// It was asked to stop.
+    Stopping,
+    /// Its process is gone and left the socket behind. Only `romulus status` says this.
+    Gone,
+}
+
+impl State {
+    /// The word for people; the same as in JSON.
+    pub(crate) fn word(self) -> &'static str {
+        match self {
+            Self::Starting => "starting",
+            Self::Running => "running",
+            Self::Paused => "paused",
+            Self::Stopping => "stopping",
+            Self::Gone => "gone",
+        }
+    }
+}
+
+/// Everything about a running machine.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Status {
+    pub(crate) name: String,
+    pub(crate) pid: u32,
+    pub(crate) version: String,
+    pub(crate) state: State,
+    /// When it came into this state, RFC 3339 in UTC.
+    pub(crate) since: String,
+    /// When this process started it first.
+    pub(crate) started: String,
+    /// How often the guest has been started anew in this process.
+    pub(crate) restarts: u32,
+    pub(crate) vcpus: u8,
+    /// Guest memory in bytes.
+    pub(crate) memory: u64,
+    /// Resident memory of the process beyond the guest's, in bytes.
+    pub(crate) overhead: Option<u64>,
+    /// Exits from KVM to user space since the guest was started.
+    pub(crate) exits: u64,
+    pub(crate) nics: Vec<NicStatus>,
+    pub(crate) disks: Vec<DiskStatus>,
+}
+
+/// One network card.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct NicStatus {
+    pub(crate) tap: String,
+    pub(crate) bridge: Option<String>,
+    pub(crate) mac: String,
+    pub(crate) mtu: u16,
+    /// Sent by the guest.
+    pub(crate) tx_frames: u64,
+    pub(crate) tx_bytes: u64,
+    /// Received by the guest.
+    pub(crate) rx_frames: u64,
+    pub(crate) rx_bytes: u64,
+}
+
+/// One disk.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct DiskStatus {
+    pub(crate) path: String,
+    pub(crate) read_only: bool,
+    pub(crate) reads: u64,
+    pub(crate) read_bytes: u64,
+    pub(crate) writes: u64,
+    pub(crate) written_bytes: u64,
+    pub(crate) flushes: u64,
+    pub(crate) errors: u64,
+}
+
+/// What `PUT /v1/stop` takes.
+#[derive(Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct StopRequest {
+    /// How long the guest may take, such as "30 s"; the machine's own `stop_timeout` where it is left out.
+    pub(crate) timeout: Option<String>,
+}
+
+/// How a machine ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Ended {
+    /// Exit code of its process.
+    pub(crate) code: u8,
+    /// What happened.
+    pub(crate) text: String,
+}
+
+impl Ended {
+    /// An end with its exit code.
+    pub(crate) fn new(code: Code, text: impl Into<String>) -> Self {
+        Self {
+            code: code as u8,
+            text: text.into(),
+        }
+    }
+}
+
+/// Why something was not done.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Refusal {
+    pub(crate) error: String,
+}
+
+impl Refusal {
+    /// A refusal with its reason.
+    pub(crate) fn new(error: impl Into<String>) -> Self {
+        Self {
+            error: error.into(),
+        }
+    }
+}
+
+/// What may be asked of the thread that holds the machine. The answer comes through the sender.
+#[derive(Debug)]
+pub(crate) enum Command {
+    /// Press the guest's power button.
+    PowerButton(Reply<()>),
+    /// Stop in order, and by force after the time (the machine's own where it is `None`). Answered at the end.
+    Stop(Option<Duration>, Reply<Ended>),
+    /// Park the vCPUs.
+    Pause(Reply<()>),
+    /// Let them run again.
+    Resume(Reply<()>),
+}
+
+/// Where an answer goes.
+pub(crate) type Reply<T> = oneshot::Sender<Result<T, Refusal>>;
+
+/// A machine as the control interface sees it; a trait so that the interface is tested without one.
+pub(crate) trait Control: Send + Sync + 'static {
+    /// Everything about it.
+    fn status(&self) -> Status;
+    /// Hands a command to the thread that holds the machine; an error when that is gone.
+    fn send(&self, command: Command) -> Result<(), Refusal>;
+    /// Its console's output.
+    fn console(&self) -> &Arc<Hub>;
+    /// Offers bytes to its serial port; returns how many were taken.
+    fn console_input(&self, bytes: &[u8]) -> usize;
+}

@@ -1,0 +1,146 @@
+//! The commands that talk to running machines.
+
+use crate::{
+    api::{
+        client::{self, Client},
+        model::{State, Status},
+    },
+    cli,
+    config::{self, MachineFile},
+    exit::{Code, Failure, OrExit as _},
+    runtime::RuntimeDir,
+    session, table,
+};
+use anyhow::Context as _;
+use serde::Serialize;
+use std::{
+    io::{self, Write as _},
+    path::Path,
+    time::Duration,
+};
+
+/// How long a machine's process may take to go after its machine has ended: it frees the guest's memory.
+const GONE: Duration = Duration::from_secs(10);
+
+/// `romulus stop`.
+pub(crate) fn stop(args: &cli::Stop) -> Result<Code, Failure> {
+    let name = machine_name(&args.machine)?;
+    let client = Client::new(&RuntimeDir::of_user()?, &name)?;
+    let ended = client.stop(args.timeout)?;
+    client::gone(&client, GONE)?;
+    println!("machine {name}: {}", ended.text);
+    Ok(match ended.code {
+        code if code == Code::Done as u8 => Code::Done,
+        code if code == Code::Forced as u8 => Code::Forced,
+        code if code == Code::Panicked as u8 => Code::Panicked,
+        code if code == Code::VcpuFailed as u8 => Code::VcpuFailed,
+        _ => Code::Failed,
+    })
+}
+
+/// `romulus console`.
+pub(crate) fn console(args: &cli::Console) -> Result<Code, Failure> {
+    let name = machine_name(&args.machine)?;
+    let client = Client::new(&RuntimeDir::of_user()?, &name)?;
+    if args.log {
+        print(&client.console_log()?)?;
+    } else {
+        session::console(&client, &name)?;
+    }
+    Ok(Code::Done)
+}
+
+/// `romulus status`.
+pub(crate) fn status(args: &cli::Status) -> Result<Code, Failure> {
+    let directory = RuntimeDir::of_user()?;
+    if let Some(machine) = &args.machine {
+        let name = machine_name(machine)?;
+        let status = Client::new(&directory, &name)?.status()?;
+        if args.json {
+            print_json(&status)?;
+        } else {
+            print(table::details(&status).as_bytes())?;
+        }
+        return Ok(Code::Done);
+    }
+    let names = directory
+        .names()
+        .with_context(|| format!("cannot read {}", directory.path().display()))
+        .or_exit(Code::NoPermission)?;
+    let entries = names
+        .iter()
+        .map(|name| entry(&directory, name))
+        .collect::<Result<Vec<_>, Failure>>()?;
+    match args.json {
+        true => print_json(&entries)?,
+        false if entries.is_empty() => {
+            println!("no machine runs (looked in {})", directory.path().display());
+        }
+        false => print(table::machines(&entries).as_bytes())?,
+    }
+    Ok(Code::Done)
+}
+
+/// One machine in the list of all.
+#[derive(Debug, Serialize)]
+#[serde(untagged)]
+pub(crate) enum Entry {
+    /// It answers.
+    Known(Box<Status>),
+    /// It does not answer; `state` is `gone` where its process is dead.
+    Silent {
+        /// Its name.
+        name: String,
+        /// `gone`, or `null` where it cannot be told.
+        state: Option<State>,
+        /// Why it is not known.
+        error: String,
+    },
+}
+
+fn entry(directory: &RuntimeDir, name: &str) -> Result<Entry, Failure> {
+    Ok(match Client::new(directory, name)?.status() {
+        Ok(status) => Entry::Known(Box::new(status)),
+        Err(failure) => Entry::Silent {
+            name: name.to_owned(),
+            state: (failure.code == Code::NotRunning).then_some(State::Gone),
+            error: format!("{:#}", failure.error),
+        },
+    })
+}
+
+/// The machine that an argument means: its name, or its file.
+fn machine_name(argument: &str) -> Result<String, Failure> {
+    let is_path = argument.contains('/')
+        || Path::new(argument)
+            .extension()
+            .is_some_and(|extension| extension == "toml");
+    if is_path {
+        Ok(MachineFile::load(Path::new(argument))
+            .or_exit(Code::Config)?
+            .machine
+            .name)
+    } else {
+        config::check_name(argument)
+            .map_err(anyhow::Error::msg)
+            .or_exit(Code::Config)
+    }
+}
+
+/// Prints for programs.
+pub(crate) fn print_json(value: &impl Serialize) -> anyhow::Result<()> {
+    let mut text = serde_json::to_vec_pretty(value).context("cannot write JSON")?;
+    text.push(b'\n');
+    print(&text)
+}
+
+/// Prints to standard output; a reader that has seen enough (`| head`) is no error.
+pub(crate) fn print(bytes: &[u8]) -> anyhow::Result<()> {
+    let mut stdout = io::stdout().lock();
+    match stdout.write_all(bytes).and_then(|()| stdout.flush()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            Err(error).context("cannot write to standard output")
+        }
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,126 @@
+//! Plots as SVG files.
+
+use anyhow::{Context as _, Result, anyhow};
+use plotters::prelude::{
+    BLACK, ChartBuilder, Circle, Color, EmptyElement, IntoDrawingArea, Palette, Palette99,
+    Rectangle, SVGBackend, WHITE,
+};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+/// Points of one kind.
+pub(crate) struct Series {
+    /// Its name in the legend.
+    pub(crate) name: String,
+    /// (x, y) pairs.
+    pub(crate) points: Vec<(f64, f64)>,
+}
+
+/// A plot of points.
+pub(crate) struct Plot<'a> {
+    /// Title on top.
+    pub(crate) title: &'a str,
+    /// Name and unit of the x axis.
+    pub(crate) x: &'a str,
+    /// Name and unit of the y axis.
+    pub(crate) y: &'a str,
+    /// What is shown.
+    pub(crate) series: Vec<Series>,
+}
+
+impl Plot<'_> {
+    /// Writes the plot to `folder/NAME.svg` and gives that path.
+    ///
+    /// # Errors
+    /// The file can't be written.
+    pub(crate) fn write(&self, folder: &Path, name: &str) -> Result<PathBuf> {
+        let path = folder.join(format!("{name}.svg"));
+        let svg = self
+            .draw()
+            .map_err(|error| anyhow!("drawing {name}: {error}"))?;
+        fs::create_dir_all(folder)
+            .and_then(|()| fs::write(&path, svg))
+            .with_context(|| format!("writing {}", path.display()))?;
+        Ok(path)
+    }
+
+    fn draw(&self) -> Result<String, Box<dyn std::error::Error + '_>> {
+        let mut svg = String::new();
+        {
+            let area = SVGBackend::with_string(&mut svg, (960, 480)).into_drawing_area();
+            area.fill(&WHITE)?;
+            let points = || self.series.iter().flat_map(|series| &series.points);
+            let last_x = points().map(|(x, _)| *x).fold(1.0, f64::max);
+            let top = points().map(|(_, y)| *y).fold(1.0, f64::max);
+            let mut chart = ChartBuilder::on(&area)
+                .caption(self.title, ("sans-serif", 22))
+                .margin(12)
+                .x_label_area_size(44)
+                .y_label_area_size(64)
+                .build_cartesian_2d(0.0..last_x * 1.02, 0.0..top * 1.1)?;
+            chart
+                .configure_mesh()
+                .x_desc(self.x)
+                .y_desc(self.y)
+                .light_line_style(WHITE)
+                .draw()?;
+            for (index, series) in self.series.iter().enumerate() {
+                let color = Palette99::pick(index).to_rgba();
+                chart
+                    .draw_series(series.points.iter().map(|point| {
+                        EmptyElement::at(*point) + Circle::new((0, 0), 2, color.filled())
+                    }))?
+                    .label(series.name.as_str())
+                    .legend(move |(x, y)| {
+                        Rectangle::new([(x, y - 4), (x + 8, y + 4)], color.filled())
+                    });
+            }
+            chart
+                .configure_series_labels()
+                .background_style(WHITE.mix(0.8))
+                .border_style(BLACK.mix(0.3))
+                .draw()?;
+            area.present()?;
+        }
+        Ok(svg)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Plot, Series};
+
+    #[test]
+    fn a_plot_is_an_svg_with_its_points() {
+        let plot = Plot {
+            title: "Response times",
+            x: "s",
+            y: "ms",
+            series: vec![Series {
+                name: "UDP".into(),
+                points: vec![(0.0, 4.0), (1.0, 8.0)],
+            }],
+        };
+        let folder = tempfile::tempdir().unwrap();
+        let path = plot.write(folder.path(), "times").unwrap();
+        let svg = std::fs::read_to_string(path).unwrap();
+        assert!(svg.starts_with("<svg") && svg.contains("Response times") && svg.contains("UDP"));
+        assert_eq!(svg.matches("<circle").count(), 2);
+    }
+
+    #[test]
+    fn an_empty_plot_can_be_drawn() {
+        let plot = Plot {
+            title: "none",
+            x: "s",
+            y: "ms",
+            series: vec![],
+        };
+        assert!(
+            plot.write(tempfile::tempdir().unwrap().path(), "none")
+                .is_ok()
+        );
+    }
+}

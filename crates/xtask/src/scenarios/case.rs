@@ -1,0 +1,219 @@
+//! What scenarios are made of.
+
+use crate::{
+    assets::{Assets, Image},
+    machine_file::{MachineFile, address},
+    machine_host::{self, Running},
+    options, process,
+    sipp::{self, Load, Outcome, Transport},
+};
+use anyhow::{Context as _, Result, ensure};
+use images::{Initramfs, Progress};
+use lab::{Host, Lab};
+use std::{
+    fs,
+    io::Write,
+    path::{Path, PathBuf},
+    process::Stdio,
+    time::{Duration, Instant},
+};
+
+/// How long a guest may take to answer SIP: two hosts share this computer, and tests run beside others.
+const BOOT_LIMIT: Duration = Duration::from_secs(90);
+/// How long a command in a guest may take, if nothing else is said.
+pub(super) const COMMAND_LIMIT: Duration = Duration::from_mins(1);
+/// How long a guest may take to shut down.
+pub(super) const STOP_LIMIT: Duration = Duration::from_mins(1);
+
+/// A lab with one host that has `romulus` in it.
+pub(super) struct Case {
+    /// The lab.
+    pub(super) lab: Lab,
+    /// What was prepared.
+    pub(super) assets: Assets,
+    logs: PathBuf,
+}
+
+impl Case {
+    /// Starts the lab.
+    pub(super) fn start(assets: Assets, host_mib: u32, logs: PathBuf) -> Result<Self> {
+        let lab = Lab::start(&assets.lab_config(1, host_mib, &logs), &Progress::new())?;
+        machine_host::place_romulus(lab.host(1), &assets)?;
+        Ok(Self { lab, assets, logs })
+    }
+
+    /// Keeps the consoles and messages of the host's machines.
+    pub(super) fn keep_logs(&self) -> Result<()> {
+        machine_host::keep_logs(self.host(), &self.logs)
+    }
+
+    /// The host.
+    pub(super) fn host(&self) -> &Host {
+        self.lab.host(1)
+    }
+
+    /// Puts a guest into the host and gives the file of a machine called `name` with it. The guest has a shell for
+    /// [`Self::in_guest`] and an iperf3 server.
+    pub(super) fn machine(&self, name: &str, image: Image, number: u8) -> Result<MachineFile> {
+        let guest = self.assets.guest(image)?;
+        let folder = machine_host::place_guest(self.host(), guest)?;
+        let mut file = MachineFile::new(name, guest, &folder, number);
+        file.boot
+            .command_line
+            .push_str(" service.shell service.iperf3");
+        Ok(file)
+    }
+
+    /// Gives a machine's guest more kernel modules, as `/extra/NAME.ko`. Those that are built into its kernel are left out.
+    pub(super) fn add_modules(
+        &self,
+        file: &mut MachineFile,
+        image: Image,
+        names: &[&str],
+    ) -> Result<()> {
+        let guest = self.assets.guest(image)?;
+        let mut extra = Initramfs::new();
+        for name in names {
+            if let Some(module) = find(&guest.modules, &format!("{name}.ko"))? {
+                extra.copy(&module, &format!("/extra/{name}.ko"), Some(0o644))?;
+            }
+        }
+        let segment = tempfile::NamedTempFile::new()?;
+        extra.write(segment.path())?;
+        let mut initrd = fs::read(&guest.initrd)?;
+        initrd.extend(fs::read(segment.path())?);
+        file.boot.initrd.push_str(".extra");
+        self.host().agent().write(&initrd, 0o644, &file.boot.initrd)
+    }
+
+    /// Starts a machine and waits until its guest says that all its services are up.
+    pub(super) fn boot(&self, file: MachineFile) -> Result<Running<'_>> {
+        let running = Running::start(self.host(), file)?;
+        running.wait_console("GUEST UP", BOOT_LIMIT)?;
+        Ok(running)
+    }
+
+    /// Starts a machine and waits until machine `number`'s guest answers SIP; gives the time that took.
+    pub(super) fn boot_sip(
+        &self,
+        file: MachineFile,
+        number: u8,
+    ) -> Result<(Running<'_>, Duration)> {
+        let watch = options::watch(self.lab.client(), sipp::sip(address(number)), BOOT_LIMIT)?;
+        let start = Instant::now();
+        let running = Running::start(self.host(), file)?;
+        let answered = watch
+            .wait()
+            .or_else(|error| running.still_runs().and(Err(error)))?;
+        Ok((running, answered.duration_since(start)))
+    }
+
+    /// Checks that machine `number`'s guest answers SIP now.
+    pub(super) fn answers(&self, number: u8) -> Result<()> {
+        options::answers(
+            self.lab.client(),
+            sipp::sip(address(number)),
+            Duration::from_secs(10),
+        )
+    }
+
+    /// Registers users from the client; all must succeed.
+    pub(super) fn register(
+        &self,
+        number: u8,
+        transport: Transport,
+        rate: u32,
+        count: u32,
+    ) -> Result<Outcome> {
+        let load = Load {
+            server: sipp::sip(address(number)),
+            transport,
+            rate,
+            count,
+        };
+        let outcome = sipp::register(self.lab.client(), load)?;
+        ensure!(
+            outcome.all_ok(),
+            "registrations failed over {}: {}",
+            transport.name(),
+            outcome.summary()
+        );
+        eprintln!("{}: {}", transport.name(), outcome.summary());
+        Ok(outcome)
+    }
+
+    /// Runs a script in machine `number`'s guest, by its shell on the network, and gives what it printed.
+    ///
+    /// # Errors
+    /// The guest can't be reached, or the script ended with another status than 0.
+    pub(super) fn in_guest(&self, number: u8, script: &str) -> Result<String> {
+        self.in_guest_within(number, script, COMMAND_LIMIT)
+    }
+
+    /// [`Self::in_guest`] with a limit of its own.
+    pub(super) fn in_guest_within(
+        &self,
+        number: u8,
+        script: &str,
+        limit: Duration,
+    ) -> Result<String> {
+        let (text, status) = self.try_in_guest(number, script, limit)?;
+        ensure!(
+            status == 0,
+            "in the guest `{script}` ended with status {status}: {}",
+            text.trim()
+        );
+        Ok(text)
+    }
+
+    /// Runs a script in a guest; gives what it printed and its status.
+    pub(super) fn try_in_guest(
+        &self,
+        number: u8,
+        script: &str,
+        limit: Duration,
+    ) -> Result<(String, i32)> {
+        const END: &str = "scenario-status:";
+        let mut input = tempfile::tempfile()?;
+        // Two parts, so that the end is not found in what the shell might echo.
+        writeln!(
+            input,
+            "({script}\n) 2>&1 </dev/null; status=$?; echo; echo {END}$status; exit"
+        )?;
+        std::io::Seek::rewind(&mut input)?;
+        let mut command = self.lab.client().command("socat")?;
+        command
+            .args(["-t", &limit.as_secs().to_string(), "-"])
+            .arg(format!("TCP:{}:23", address(number)))
+            .stdin(Stdio::from(input));
+        let output = process::output_within(&mut command, limit)
+            .with_context(|| format!("in the guest: `{script}`"))?;
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        let (printed, status) = text.rsplit_once(END).with_context(|| {
+            format!(
+                "the guest's shell did not answer: {text}{}",
+                String::from_utf8_lossy(&output.stderr)
+            )
+        })?;
+        let status = status
+            .trim()
+            .parse()
+            .context("the guest's shell gave no status")?;
+        Ok((printed.trim_end().to_owned(), status))
+    }
+}
+
+/// A file called `name` somewhere below `folder`.
+fn find(folder: &Path, name: &str) -> Result<Option<PathBuf>> {
+    for entry in fs::read_dir(folder).with_context(|| format!("reading {}", folder.display()))? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            if let Some(found) = find(&entry.path(), name)? {
+                return Ok(Some(found));
+            }
+        } else if entry.file_name() == name {
+            return Ok(Some(entry.path()));
+        }
+    }
+    Ok(None)
+}
