@@ -129,6 +129,11 @@ impl Detector {
         self.loop_turned = now;
     }
 
+    /// Whether the epoch loop has turned after `time`.
+    pub fn turned_since(&self, time: Time) -> bool {
+        self.loop_turned > time
+    }
+
     /// The observer runs, and says whether it has read everything that had arrived. Returns the
     /// new `T_b` when it changed.
     pub fn tick(&mut self, now: Time, drained: bool) -> Option<Duration> {

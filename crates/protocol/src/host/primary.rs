@@ -53,6 +53,8 @@ pub(super) struct Primary {
     session: Option<Session>,
     /// Guards removed: commits that came outside of their session.
     stray: Epoch,
+    /// When the last session ended.
+    ended: Time,
     /// The guest is to be stopped for good.
     pub(super) stopping: bool,
 }
@@ -67,6 +69,7 @@ impl Primary {
             running: Epoch(1),
             session: None,
             stray: Epoch(0),
+            ended: Time(0),
             stopping: false,
         }
     }
@@ -163,6 +166,13 @@ impl Host {
                 if self.detector.heir_failed(now, heir) {
                     self.freeze();
                     self.claim(now, &record);
+                } else if primary.session.is_none()
+                    && !primary.stopping
+                    && !self.detector.turned_since(primary.ended)
+                    && self.guards.on(Guard::OwnLoop)
+                {
+                    // The heir is let go only by a loop that still turns: one that has just
+                    // stalled, and lost its connection, would leave nobody to take over.
                 } else if !filled || primary.stopping {
                     if self.guards.on(Guard::NoneBeforeResync) || primary.stopping {
                         self.let_go(now);
@@ -474,6 +484,7 @@ impl Host {
         let Some(session) = primary.session.take() else {
             return;
         };
+        primary.ended = now;
         for candidate in &mut self.connected {
             if candidate.incarnation == session.peer {
                 candidate.not_before = now + self.config.timing.retry * 4;
