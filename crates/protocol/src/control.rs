@@ -1,0 +1,270 @@
+//! When an epoch ends: the control law.
+//!
+//! DESIGN: "at once when held output waits, but no earlier than the last commit and no earlier
+//! than resume + cost·d/(1−d), where cost is the running mean of pause and first-write faults and
+//! d the share of time the guest is to have (0.8). Nothing held: the interval stretches from 25
+//! to 250 ms, to 1 s when idle."
+
+use std::time::Duration;
+
+use thiserror::Error;
+
+use crate::time::Time;
+
+/// What the law may choose from.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Limits {
+    /// d: the share of time that the guest is to have, between 0 and 1.
+    pub share: f64,
+    /// The interval after output, when none is held.
+    pub shortest: Duration,
+    /// How far it stretches while the guest writes without output.
+    pub longest: Duration,
+    /// How far it stretches while the guest does nothing.
+    pub idle: Duration,
+    /// An epoch with at most this many dirty pages is idle.
+    pub idle_pages: u64,
+}
+
+impl Default for Limits {
+    fn default() -> Limits {
+        Limits {
+            share: 0.8,
+            shortest: Duration::from_millis(25),
+            longest: Duration::from_millis(250),
+            idle: Duration::from_secs(1),
+            idle_pages: 16,
+        }
+    }
+}
+
+/// What is wrong with [`Limits`].
+#[derive(Clone, Copy, Debug, PartialEq, Error)]
+pub enum LimitsError {
+    /// The share is not above 0 and at most 0.99.
+    #[error("the guest's share of time is {0}; it must be above 0 and at most 0.99")]
+    Share(f64),
+    /// The intervals are out of order, or the shortest is zero.
+    #[error("epoch intervals must grow: 0 < shortest ({0:?}) ≤ longest ({1:?}) ≤ idle ({2:?})")]
+    Order(Duration, Duration, Duration),
+}
+
+/// What one epoch cost.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Cost {
+    /// From the kick of the vCPUs to their resume.
+    pub pause: Duration,
+    /// The guest's time lost to first-write faults in the epoch.
+    pub faults: Duration,
+    /// Pages that the epoch dirtied.
+    pub dirty_pages: u64,
+    /// Whether the epoch produced held output.
+    pub held_output: bool,
+}
+
+/// The law's state. Tell it of each resume and commit; ask when the running epoch is to end.
+#[derive(Clone, Debug)]
+pub struct Control {
+    limits: Limits,
+    /// The running mean of pause and faults, in nanoseconds.
+    cost: f64,
+    interval: Duration,
+    resumed: Time,
+    committed: bool,
+}
+
+/// Weight of the newest epoch in the running mean.
+const NEWEST: f64 = 0.125;
+
+impl Control {
+    /// A law that has seen nothing yet; the guest runs since `now`.
+    ///
+    /// # Errors
+    /// Says what is wrong with the limits.
+    pub fn new(limits: Limits, now: Time) -> Result<Control, LimitsError> {
+        if !(limits.share > 0.0 && limits.share <= 0.99) {
+            return Err(LimitsError::Share(limits.share));
+        }
+        if limits.shortest.is_zero()
+            || limits.shortest > limits.longest
+            || limits.longest > limits.idle
+        {
+            return Err(LimitsError::Order(
+                limits.shortest,
+                limits.longest,
+                limits.idle,
+            ));
+        }
+        Ok(Control {
+            limits,
+            cost: 0.0,
+            interval: limits.shortest,
+            resumed: now,
+            committed: true,
+        })
+    }
+
+    /// The guest runs again after an epoch that cost this. Its commit is still to come.
+    pub fn resumed(&mut self, now: Time, cost: Cost) {
+        // Nanoseconds of a pause are far below 2^52.
+        #[allow(clippy::cast_precision_loss)]
+        let spent = (cost.pause + cost.faults).as_nanos() as f64;
+        self.cost = if self.cost == 0.0 {
+            spent
+        } else {
+            self.cost + NEWEST * (spent - self.cost)
+        };
+        let idle = cost.dirty_pages <= self.limits.idle_pages;
+        let ceiling = if idle {
+            self.limits.idle
+        } else {
+            self.limits.longest
+        };
+        self.interval = if cost.held_output {
+            self.limits.shortest
+        } else {
+            (self.interval * 2).min(ceiling)
+        };
+        self.resumed = now;
+        self.committed = false;
+    }
+
+    /// The last sealed epoch was committed.
+    pub fn committed(&mut self) {
+        self.committed = true;
+    }
+
+    /// When the running epoch is to end, if nothing else happens: nothing while the last sealed
+    /// epoch is uncommitted. `held` says whether held output waits in the running epoch.
+    pub fn end(&self, held: bool) -> Option<Time> {
+        if !self.committed {
+            return None;
+        }
+        let earliest = self.resumed + self.owed();
+        Some(if held {
+            earliest
+        } else {
+            earliest.max(self.resumed + self.interval)
+        })
+    }
+
+    /// The running mean of what an epoch costs.
+    pub fn cost(&self) -> Duration {
+        // The mean of durations is not negative and no longer than the longest of them.
+        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+        Duration::from_nanos(self.cost as u64)
+    }
+
+    /// The time that the guest must have had before its next pause.
+    fn owed(&self) -> Duration {
+        self.cost()
+            .mul_f64(self.limits.share / (1.0 - self.limits.share))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MS: Duration = Duration::from_millis(1);
+
+    fn cost(pause: Duration, dirty_pages: u64, held_output: bool) -> Cost {
+        Cost {
+            pause,
+            faults: Duration::ZERO,
+            dirty_pages,
+            held_output,
+        }
+    }
+
+    fn control() -> Control {
+        Control::new(Limits::default(), Time(0)).expect("the defaults are right")
+    }
+
+    #[test]
+    fn held_output_ends_the_epoch_when_the_guest_has_had_its_share() {
+        let mut control = control();
+        control.resumed(Time(0), cost(MS, 100, true));
+        assert_eq!(control.end(true), None, "no earlier than the last commit");
+        control.committed();
+        // d = 0.8: four times the cost belongs to the guest.
+        let end = control.end(true).expect("committed");
+        assert!(end >= Time(3_999_999) && end <= Time(4_000_001), "{end:?}");
+        assert_eq!(control.end(false), Some(Time(25_000_000)));
+    }
+
+    #[test]
+    fn nothing_held_stretches_the_interval() {
+        let mut control = control();
+        let mut seen = Vec::new();
+        for _ in 0..6 {
+            control.resumed(Time(0), cost(MS / 10, 100, false));
+            control.committed();
+            seen.push(
+                control
+                    .end(false)
+                    .expect("committed")
+                    .since(Time(0))
+                    .as_millis(),
+            );
+        }
+        assert_eq!(seen, [50, 100, 200, 250, 250, 250]);
+        for _ in 0..3 {
+            control.resumed(Time(0), cost(MS / 10, 0, false));
+            control.committed();
+        }
+        assert_eq!(control.end(false), Some(Time(0) + Duration::from_secs(1)));
+        control.resumed(Time(0), cost(MS / 10, 0, true));
+        control.committed();
+        assert_eq!(
+            control.end(false),
+            Some(Time(0) + 25 * MS),
+            "output makes it short again"
+        );
+    }
+
+    /// A guest with output all the time, on hosts whose pause costs ever more: it keeps its share.
+    #[test]
+    fn the_guest_has_its_share_whatever_a_pause_costs() {
+        for pause in [MS / 10, MS, 10 * MS, 60 * MS] {
+            let mut control = control();
+            let (mut now, mut ran, mut paused) = (Time(0), Duration::ZERO, Duration::ZERO);
+            for _ in 0..200 {
+                now = now + pause;
+                paused += pause;
+                control.resumed(now, cost(pause, 500, true));
+                control.committed();
+                let end = control.end(true).expect("committed");
+                ran += end.since(now);
+                now = end;
+            }
+            let share = ran.as_secs_f64() / (ran + paused).as_secs_f64();
+            assert!((share - 0.8).abs() < 0.01, "pause {pause:?}: share {share}");
+        }
+    }
+
+    #[test]
+    fn wrong_limits_are_refused() {
+        let share = Limits {
+            share: 1.0,
+            ..Limits::default()
+        };
+        assert!(matches!(
+            Control::new(share, Time(0)),
+            Err(LimitsError::Share(_))
+        ));
+        let nan = Limits {
+            share: f64::NAN,
+            ..Limits::default()
+        };
+        assert!(Control::new(nan, Time(0)).is_err());
+        let order = Limits {
+            longest: MS,
+            ..Limits::default()
+        };
+        assert!(matches!(
+            Control::new(order, Time(0)),
+            Err(LimitsError::Order(..))
+        ));
+    }
+}

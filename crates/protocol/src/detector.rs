@@ -1,0 +1,335 @@
+//! The failure detector: how old is the newest proof that the other side lives?
+//!
+//! Rules (DESIGN, "Detection"), and where each is kept:
+//!
+//! - Age counts from our own send time echoed back, so a late echo is not fresh: `Peer::echoed`.
+//! - The backup's silence begins no earlier than the last time it vouched for the runner:
+//!   `Peer::vouched`. Why: the primary passes unheld output until `T_p` after it *sent* the
+//!   heartbeat whose echo it holds. The backup must count from when it gave that echo, or slow
+//!   packets in the other direction would let it claim too soon. An echo is thus a lease.
+//! - Nobody vouches for one who is not the runner, as far as he knows: a former heir that runs now
+//!   must not keep its former runner going ([`Detector::beat`]'s `vouch`).
+//! - Heartbeats attest that the epoch loop moves; one that does not is neither proof nor vouched
+//!   for.
+//! - Silence counts only while the observer ran on time and after it drained its sockets. That
+//!   lengthens `T_a` and `T_b`, never `T_p`.
+//! - On a noisy host `T_b` adapts upwards ([`Detector::t_b`]) and says so.
+
+#[cfg(test)]
+mod tests;
+
+use std::time::Duration;
+
+use crate::guards::{Guard, Guards};
+use crate::heartbeat::{Activity, ECHOES_MAX, Echo, Heartbeat};
+use crate::id::{Generation, Incarnation};
+use crate::time::Time;
+use crate::timing::Timing;
+
+/// Incarnations remembered at a time; the one heard longest ago makes room.
+const PEERS_MAX: usize = 8;
+/// Gaps remembered in which the observer did not run.
+const LATE_MAX: usize = 16;
+/// Delays remembered for the adaptive `T_b`, and for how long.
+const NOISE_MAX: usize = 8;
+const NOISE_LASTS: Duration = Duration::from_secs(10);
+/// A single delay is an accident; this many within [`NOISE_LASTS`] are a noisy host.
+const NOISE_COUNTS: usize = 3;
+
+/// What is known of one other incarnation.
+#[derive(Clone, Debug)]
+pub struct Peer {
+    /// Who.
+    pub incarnation: Incarnation,
+    /// When we last heard anything of it.
+    pub heard: Time,
+    /// The newest of our own send times that it has echoed while its loop moved.
+    echoed: Option<Time>,
+    /// When we last received a heartbeat that we vouch for.
+    vouched: Option<Time>,
+    /// The newest send time of its heartbeats, on its clock.
+    newest: Time,
+    /// The newest send time among those that said its loop moves: what we echo.
+    moving: Option<Time>,
+    /// Its connection is closed.
+    pub closed: bool,
+    /// What it last said it does.
+    pub activity: Activity,
+    /// Whether it last said that it holds whole state.
+    pub whole: bool,
+    /// The newest generation it has spoken of.
+    pub generation: Generation,
+}
+
+/// Which proof of life counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Watch {
+    /// The primary watches its heir: only echoes count.
+    Heir,
+    /// The backup watches its runner: echoes, and what it vouched for.
+    Runner,
+}
+
+/// The detector of one host.
+#[derive(Clone, Debug)]
+pub struct Detector {
+    timing: Timing,
+    guards: Guards,
+    started: Time,
+    peers: Vec<Peer>,
+    ticked: Time,
+    drained: bool,
+    sent: Option<Time>,
+    loop_turned: Time,
+    /// When the observer did not run: from, to.
+    late: Vec<(Time, Time)>,
+    noise: Vec<(Time, Duration)>,
+    t_b: Duration,
+}
+
+impl Detector {
+    /// A detector that starts to watch at `now`.
+    pub fn new(timing: Timing, now: Time) -> Detector {
+        Detector::with_guards(timing, now, Guards::default())
+    }
+
+    pub(crate) fn with_guards(timing: Timing, now: Time, guards: Guards) -> Detector {
+        Detector {
+            timing,
+            guards,
+            started: now,
+            peers: Vec::with_capacity(PEERS_MAX),
+            ticked: now,
+            drained: true,
+            sent: None,
+            loop_turned: now,
+            late: Vec::with_capacity(LATE_MAX),
+            noise: Vec::with_capacity(NOISE_MAX),
+            t_b: timing.t_b,
+        }
+    }
+
+    /// `T_b` as it is now: the configured one, or longer on a noisy host.
+    pub fn t_b(&self) -> Duration {
+        self.t_b
+    }
+
+    /// What is known of `incarnation`.
+    pub fn peer(&self, incarnation: Incarnation) -> Option<&Peer> {
+        self.peers.iter().find(|p| p.incarnation == incarnation)
+    }
+
+    /// All that is known of anybody.
+    pub fn peers(&self) -> impl Iterator<Item = &Peer> {
+        self.peers.iter()
+    }
+
+    /// The epoch loop turned.
+    pub fn loop_turned(&mut self, now: Time) {
+        self.loop_turned = now;
+    }
+
+    /// Whether the epoch loop has turned after `time`.
+    pub fn turned_since(&self, time: Time) -> bool {
+        self.loop_turned > time
+    }
+
+    /// The observer runs, and says whether it has read everything that had arrived. Returns the
+    /// new `T_b` when it changed.
+    pub fn tick(&mut self, now: Time, drained: bool) -> Option<Duration> {
+        let gap = now.since(self.ticked);
+        self.ticked = now;
+        self.drained = drained;
+        if gap > self.timing.heartbeat * 2 {
+            if self.late.len() == LATE_MAX {
+                self.late.remove(0);
+            }
+            self.late.push((now - gap, now));
+            self.noticed(now, gap);
+        }
+        self.adapt(now)
+    }
+
+    /// A heartbeat arrived. It must be authentic and of this machine.
+    pub fn heard(&mut self, now: Time, beat: &Heartbeat, me: Incarnation) {
+        let own = self.guards.on(Guard::OwnSendTime);
+        let moves = beat.moves || !self.guards.on(Guard::LoopMoves);
+        let peer = self.entry(now, beat.from);
+        peer.heard = now;
+        peer.generation = peer.generation.max(beat.generation);
+        if beat.sent > peer.newest {
+            peer.newest = beat.sent;
+            peer.activity = beat.activity;
+            peer.whole = beat.whole;
+        }
+        if !moves {
+            return;
+        }
+        // Only what is newer than all before renews the lease: a duplicate or a straggler
+        // proves nothing about now.
+        if peer.moving.is_none_or(|newest| beat.sent > newest) {
+            peer.moving = Some(beat.sent);
+            peer.vouched = Some(now);
+        }
+        let Some(echo) = beat.echoes.iter().find(|e| e.of == me) else {
+            return;
+        };
+        // An echo of the future is a broken clock or a broken peer; it must not buy time.
+        let sent = if own { echo.sent.min(now) } else { now };
+        if peer.echoed.is_none_or(|newest| sent > newest) {
+            peer.echoed = Some(sent);
+            let round_trip = now.since(sent);
+            if round_trip > self.timing.t_b / 2 {
+                self.noticed(now, round_trip);
+            }
+        }
+    }
+
+    /// The connection to `incarnation` opened or closed.
+    pub fn connection(&mut self, now: Time, incarnation: Incarnation, open: bool) {
+        self.entry(now, incarnation).closed = !open;
+    }
+
+    /// When a heartbeat is due.
+    pub fn due(&self) -> Option<Time> {
+        self.sent.map(|sent| sent + self.timing.heartbeat)
+    }
+
+    /// The heartbeat of now: `say` holds what the host says of itself; `vouch` says for whom it
+    /// vouches.
+    pub fn beat(
+        &mut self,
+        now: Time,
+        mut say: Heartbeat,
+        vouch: impl Fn(&Peer) -> bool,
+    ) -> Heartbeat {
+        self.sent = Some(now);
+        say.sent = now;
+        say.moves &= self.moves(now);
+        say.echoes.clear();
+        if say.moves {
+            // Former incarnations fall silent and to the end.
+            self.peers
+                .sort_unstable_by_key(|p| std::cmp::Reverse(p.heard));
+            let echo = |p: &Peer| {
+                p.moving.map(|sent| Echo {
+                    of: p.incarnation,
+                    sent,
+                })
+            };
+            let vouched = self.peers.iter().filter(|p| vouch(p)).filter_map(echo);
+            say.echoes.extend(vouched.take(ECHOES_MAX));
+        }
+        say
+    }
+
+    /// Whether our own epoch loop moves.
+    pub fn moves(&self, now: Time) -> bool {
+        now.since(self.loop_turned) <= self.timing.stall
+    }
+
+    /// Until when the primary may pass output on the word of `heir`: `T_p` after the send time of
+    /// the newest heartbeat that it echoed.
+    pub fn pass_until(&self, heir: Incarnation) -> Option<Time> {
+        self.peer(heir)?.echoed.map(|sent| sent + self.timing.t_p)
+    }
+
+    /// How old our newest heartbeat is that `incarnation` echoed.
+    pub fn echo_age(&self, now: Time, incarnation: Incarnation) -> Option<Duration> {
+        self.peer(incarnation)?.echoed.map(|sent| now.since(sent))
+    }
+
+    /// How long `incarnation` has been silent, as far as silence counts; nothing when it cannot
+    /// be said now. One that was never heard is silent since the detector started.
+    pub fn silence(&self, now: Time, incarnation: Incarnation, watch: Watch) -> Option<Duration> {
+        if !self.drained && self.guards.on(Guard::DrainFirst) {
+            return None;
+        }
+        // A stalled loop vouches for nobody, so nobody vouches for it: that silence is its own.
+        if !self.moves(now) && self.guards.on(Guard::OwnLoop) {
+            return None;
+        }
+        let Some(peer) = self.peer(incarnation) else {
+            return Some(now.since(self.started));
+        };
+        let leased = watch == Watch::Runner && self.guards.on(Guard::Lease);
+        let vouched = if leased { peer.vouched } else { None };
+        let since = peer.echoed.max(vouched).unwrap_or(self.started);
+        Some(now.since(since).saturating_sub(self.late_since(since)))
+    }
+
+    /// Whether the primary is to claim: its heir has been silent for `T_a`.
+    pub fn heir_failed(&self, now: Time, heir: Incarnation) -> bool {
+        self.silence(now, heir, Watch::Heir)
+            .is_some_and(|silence| silence >= self.timing.t_a)
+    }
+
+    /// Whether the backup is to claim: its runner has been silent for `T_b`, or for `T_closed`
+    /// after its connection closed, where no output is `unheld`.
+    pub fn runner_failed(&self, now: Time, runner: Incarnation, unheld: bool) -> bool {
+        let closed = self.peer(runner).is_some_and(|p| p.closed);
+        let shorten = closed && (!unheld || !self.guards.on(Guard::ClosedOnlyHeld));
+        let enough = if shorten {
+            self.timing.t_closed
+        } else {
+            self.t_b
+        };
+        self.silence(now, runner, Watch::Runner)
+            .is_some_and(|silence| silence >= enough)
+    }
+
+    /// For how long since `since` the observer did not run. A proof of life may arrive after such
+    /// a gap and be from before it.
+    fn late_since(&self, since: Time) -> Duration {
+        if !self.guards.on(Guard::OwnLateness) {
+            return Duration::ZERO;
+        }
+        self.late
+            .iter()
+            .map(|(from, to)| to.since(since.max(*from)))
+            .sum()
+    }
+
+    fn entry(&mut self, now: Time, incarnation: Incarnation) -> &mut Peer {
+        let found = self.peers.iter().position(|p| p.incarnation == incarnation);
+        let index = found.unwrap_or_else(|| {
+            if self.peers.len() == PEERS_MAX {
+                let oldest = (0..PEERS_MAX).min_by_key(|&i| self.peers[i].heard);
+                self.peers.swap_remove(oldest.unwrap_or(0));
+            }
+            self.peers.push(Peer {
+                incarnation,
+                heard: now,
+                echoed: None,
+                vouched: None,
+                newest: Time(0),
+                moving: None,
+                closed: false,
+                activity: Activity::Waiting,
+                whole: false,
+                generation: Generation(0),
+            });
+            self.peers.len() - 1
+        });
+        &mut self.peers[index]
+    }
+
+    fn noticed(&mut self, now: Time, delay: Duration) {
+        if self.noise.len() == NOISE_MAX {
+            self.noise.remove(0);
+        }
+        self.noise.push((now, delay));
+    }
+
+    fn adapt(&mut self, now: Time) -> Option<Duration> {
+        self.noise.retain(|(at, _)| now.since(*at) < NOISE_LASTS);
+        let mut delays: Vec<Duration> = self.noise.iter().map(|(_, delay)| *delay).collect();
+        delays.sort_unstable_by(|a, b| b.cmp(a));
+        let usual = delays.get(NOISE_COUNTS - 1).copied().unwrap_or_default();
+        let t_b = (usual * 2).clamp(self.timing.t_b, self.timing.t_b_max);
+        (t_b != self.t_b).then(|| {
+            self.t_b = t_b;
+            t_b
+        })
+    }
+}

@@ -1,0 +1,465 @@
+//! One host's process of one machine: its role, and all that changes it.
+//!
+//! ```text
+//!                  Begin (runner fills us)               freeze, claim
+//!    ┌─────────┐ ─────────────────────────▶ ┌────────┐ ───────────────▶ ┌────────┐
+//!    │ Waiting │                            │ Backup │                  │ Frozen │
+//!    └─────────┘ ◀───────────────────────── └────────┘ ◀─────────────── └────────┘
+//!      │  ▲  ▲     session or replica lost       the claim failed, still heir  │ ▲
+//!      │  │  └──────────────────────────────────────────────────────────────── │ │ freeze,
+//!      │  │        the other side is `running`: drop all                       │ │ claim, or
+//!      │  │                                                                    │ │ the other
+//!      │  └ the other side is `running`: drop all ─┐       won `running`       │ │ side's claim
+//!      │                                           │                           ▼ │
+//!      │    cold claim, won `running`            ┌─────────┐ ◀─────────────────┘ │
+//!      └───────────────────────────────────────▶ │ Primary │ ────────────────────┘
+//!                                                └─────────┘
+//! ```
+//!
+//! Nothing but a won `running` leads to *Primary* (`Host::launch`). The files follow the roles:
+//! `waiting`, `primary`, `backup`, `frozen`; `seat` keeps the view of the record and the one request
+//! whose outcome is unknown; `permit` says what may leave; `storing` writes the sidecar.
+//!
+//! # Driving it
+//!
+//! An engine keeps one [`Host`] behind a mutex. The heartbeat thread gives it [`Event::Tick`] by
+//! [`Host::deadline`], after it has read its sockets; the epoch loop gives it
+//! [`Event::LoopTurned`] at each turn; what arrives becomes an event. After each event the caller
+//! takes [`Host::poll`] until it is empty, before it lets go of the mutex, and hands each action to
+//! the thread that owns it. [`Permit`] is published to the thread that writes to the tap, which
+//! checks it right before each frame.
+
+mod api;
+mod backup;
+mod frozen;
+mod operator;
+mod permit;
+mod primary;
+mod seat;
+mod storing;
+#[cfg(test)]
+mod tests;
+mod waiting;
+
+use std::collections::VecDeque;
+
+pub use api::{Action, Config, Event, Notice, RoleName, Sealed, Source, Status};
+pub use permit::{Pass, Permit};
+
+use backup::Replica;
+use frozen::Frozen;
+use primary::Primary;
+use seat::{News, Seat, Why};
+use storing::Stores;
+use waiting::Waiting;
+
+use crate::arbiter::{Answer, Ask};
+use crate::detector::Detector;
+use crate::guards::{Guard, Guards};
+use crate::heartbeat::{Activity, Heartbeat};
+use crate::id::{Epoch, Generation, Incarnation, Term};
+use crate::record::{Phase, Record, Refusal, Right};
+use crate::sidecar::Sidecar;
+use crate::time::Time;
+use crate::timing::TimingError;
+
+/// Links remembered at a time; the oldest makes room.
+const CONNECTED_MAX: usize = 8;
+
+/// What the host is and all that belongs to it.
+#[derive(Clone, Debug)]
+enum Role {
+    Waiting(Waiting),
+    Backup(Replica),
+    Frozen(Frozen),
+    Primary(Primary),
+    Ended,
+}
+
+/// The state machine of one process. Give it events, then do what [`Host::poll`] says, in order.
+#[derive(Clone, Debug)]
+pub struct Host {
+    config: Config,
+    me: Incarnation,
+    guards: Guards,
+    role: Role,
+    seat: Seat,
+    detector: Detector,
+    sidecar: Sidecar,
+    stores: Stores,
+    connected: Vec<primary::Candidate>,
+    /// Sessions that this incarnation has offered, over all of its terms.
+    sessions: u64,
+    actions: VecDeque<Action>,
+    permit: Permit,
+    protected: Option<Time>,
+    unreachable: bool,
+    /// What the arbiter's last answer had to complain about.
+    trouble: Option<Notice>,
+}
+
+impl Host {
+    /// A process that has just started. `me` is new and random; `sidecar` is read from beside
+    /// the disk.
+    ///
+    /// # Errors
+    /// When the timing is not safe.
+    pub fn new(
+        config: Config,
+        me: Incarnation,
+        sidecar: Sidecar,
+        now: Time,
+    ) -> Result<Host, TimingError> {
+        Host::with_guards(config, me, sidecar, now, Guards::default())
+    }
+
+    /// [`Host::new`] with guards removed.
+    ///
+    /// # Errors
+    /// When the timing is not safe, unless that guard is removed.
+    #[cfg(any(test, feature = "weaken"))]
+    pub fn weakened(
+        config: Config,
+        me: Incarnation,
+        sidecar: Sidecar,
+        now: Time,
+        guards: Guards,
+    ) -> Result<Host, TimingError> {
+        Host::with_guards(config, me, sidecar, now, guards)
+    }
+
+    fn with_guards(
+        config: Config,
+        me: Incarnation,
+        sidecar: Sidecar,
+        now: Time,
+        guards: Guards,
+    ) -> Result<Host, TimingError> {
+        config.timing.check_with(guards)?;
+        let mut host = Host {
+            me,
+            guards,
+            role: Role::Waiting(Waiting::new(now)),
+            seat: Seat::new(config.machine, me, guards),
+            detector: Detector::with_guards(config.timing, now, guards),
+            sidecar,
+            stores: Stores::default(),
+            connected: Vec::new(),
+            sessions: 0,
+            actions: VecDeque::new(),
+            permit: Permit::nothing(),
+            protected: None,
+            unreachable: false,
+            trouble: None,
+            config,
+        };
+        host.read(now);
+        host.settle(now);
+        Ok(host)
+    }
+
+    /// Takes an event.
+    pub fn handle(&mut self, now: Time, event: Event) {
+        match event {
+            Event::Tick { drained } => self.tick(now, drained),
+            Event::LoopTurned => self.detector.loop_turned(now),
+            Event::Heartbeat(beat) => self.heard(now, &beat),
+            Event::Arbiter(answer) => self.answered(now, &answer),
+            Event::Connected(peer) => self.connection(now, peer, true),
+            Event::Closed(peer) => self.connection(now, peer, false),
+            Event::Message { from, message } => self.message(now, from, &message),
+            Event::Sealed(sealed) => self.sealed(sealed),
+            Event::Tried { session, loaded } => self.tried(session, loaded),
+            Event::ReplicaLost => self.replica_lost(),
+            Event::SidecarStored(durable) => self.sidecar_stored(now, durable),
+            Event::Loaded(ok) => self.loaded(now, ok),
+            Event::Stop => self.stop(now),
+            Event::Promote => self.promote(now),
+        }
+        self.settle(now);
+    }
+
+    /// The next thing to do, oldest first.
+    pub fn poll(&mut self) -> Option<Action> {
+        self.actions.pop_front()
+    }
+
+    /// When the next [`Event::Tick`] is due at the latest.
+    pub fn deadline(&self, now: Time) -> Time {
+        self.detector.due().unwrap_or(now)
+    }
+
+    /// What may leave now. Check it right before each frame.
+    pub fn permit(&self) -> Permit {
+        self.permit
+    }
+
+    /// Whether the engine may end the running epoch. When not, the guest waits: at most one
+    /// epoch is uncommitted behind the running one.
+    pub fn may_seal(&self) -> bool {
+        match &self.role {
+            Role::Primary(primary) => primary.may_seal(self.guards),
+            _ => false,
+        }
+    }
+
+    /// What `romulus status` shows.
+    pub fn status(&self) -> Status {
+        let (role, term, epoch, lag, whole) = match &self.role {
+            Role::Waiting(_) => (RoleName::Waiting, None, Epoch(0), 0, false),
+            Role::Backup(r) => (RoleName::Backup, Some(r.term), r.received, 0, r.is_whole()),
+            Role::Frozen(f) => (RoleName::Frozen, Some(f.term()), Epoch(0), 0, f.usable()),
+            Role::Primary(p) => (RoleName::Primary, Some(p.term), p.running, p.lag(), true),
+            Role::Ended => (RoleName::Ended, None, Epoch(0), 0, false),
+        };
+        Status {
+            role,
+            term,
+            epoch,
+            lag,
+            whole,
+            record: self.seat.view().copied(),
+            protected_since: self.protected,
+            t_b: self.detector.t_b(),
+            arbiter_answers: !self.unreachable,
+        }
+    }
+
+    fn tick(&mut self, now: Time, drained: bool) {
+        if let Some(t_b) = self.detector.tick(now, drained) {
+            self.notice(Notice::Adapted { t_b });
+        }
+        self.beat(now);
+        self.retry_store();
+        let timing = self.config.timing;
+        if let Some(request) = self.seat.retry(now, timing.retry) {
+            self.act(Action::Arbiter(request));
+        }
+        let unsettled = match &self.role {
+            Role::Frozen(_) | Role::Waiting(_) => true,
+            Role::Backup(_) => self.seat.view().is_none_or(|r| r.phase == Phase::Claimed),
+            Role::Primary(_) | Role::Ended => false,
+        };
+        let every = if unsettled { timing.retry } else { timing.poll };
+        if self.seat.read_due(now, every) {
+            self.read(now);
+        }
+        self.reachable(now);
+        match self.role {
+            Role::Waiting(_) => self.waiting_tick(now),
+            Role::Backup(_) => self.backup_tick(now),
+            Role::Frozen(_) => self.frozen_tick(now),
+            Role::Primary(_) => self.primary_tick(now),
+            Role::Ended => {}
+        }
+    }
+
+    fn beat(&mut self, now: Time) {
+        if self.detector.due().is_some_and(|due| due > now) {
+            return;
+        }
+        let (activity, whole, moves) = match &self.role {
+            Role::Waiting(_) => (Activity::Waiting, false, true),
+            Role::Backup(replica) => (Activity::Backup, replica.is_whole(), true),
+            Role::Frozen(f) => (Activity::Frozen, f.usable(), !self.guards.on(Guard::Freeze)),
+            Role::Primary(_) => (Activity::Primary, true, true),
+            Role::Ended => return,
+        };
+        let record = self.seat.view().copied();
+        let (me, careless) = (self.me, !self.guards.on(Guard::VouchForRunner));
+        // A runner vouches for those that it fills or could fill, all others for the runner. A
+        // frozen host keeps nobody going: losing the other side is not permission.
+        let vouch = |peer: &crate::detector::Peer| {
+            let fillable = matches!(peer.activity, Activity::Waiting | Activity::Backup);
+            let runner = record.map(|r| r.runner);
+            let right = if runner == Some(me) {
+                fillable
+            } else {
+                runner == Some(peer.incarnation)
+            };
+            moves && (right || careless)
+        };
+        let say = Heartbeat {
+            machine: self.config.machine,
+            from: self.me,
+            sent: now,
+            moves,
+            activity,
+            whole,
+            generation: self.seat.view().map_or(Generation(0), |r| r.generation),
+            echoes: Vec::new(),
+        };
+        let beat = self.detector.beat(now, say, vouch);
+        self.act(Action::Heartbeat(beat));
+    }
+
+    fn heard(&mut self, now: Time, beat: &Heartbeat) {
+        if beat.machine != self.config.machine || beat.from == self.me {
+            return;
+        }
+        self.detector.heard(now, beat, self.me);
+        if self
+            .seat
+            .view()
+            .is_some_and(|r| r.generation < beat.generation)
+            && self.seat.read_due(now, self.config.timing.heartbeat)
+        {
+            self.read(now);
+        }
+    }
+
+    fn connection(&mut self, now: Time, peer: Incarnation, open: bool) {
+        self.detector.connection(now, peer, open);
+        self.connected.retain(|c| c.incarnation != peer);
+        if open {
+            if self.connected.len() == CONNECTED_MAX {
+                self.connected.remove(0);
+            }
+            self.connected.push(primary::Candidate {
+                incarnation: peer,
+                not_before: now,
+            });
+        }
+        // A new connection too: what the old one carried is gone.
+        match self.role {
+            Role::Primary(_) => self.session_closed(now, peer),
+            Role::Backup(_) => self.stream_closed(now, peer),
+            _ => {}
+        }
+    }
+
+    fn answered(&mut self, now: Time, answer: &Answer) {
+        if answer.machine != self.config.machine || answer.to != self.me {
+            return;
+        }
+        let news = self.seat.learn(now, answer);
+        // Said once, not at every try.
+        let trouble = match (news, answer.refusal) {
+            (News::Lower { record }, _) => Some(Notice::RecordLost { record }),
+            (_, None | Some(Refusal::Generation)) => None,
+            (_, Some(refusal)) => Some(Notice::Refused(refusal)),
+        };
+        if trouble != self.trouble {
+            self.trouble = trouble;
+            if let Some(trouble) = trouble {
+                self.notice(trouble);
+            }
+        }
+        match news {
+            News::None | News::Lower { .. } => {}
+            News::Record { settled } => self.learned(now, settled),
+            News::GaveUp(why) => self.gave_up(now, why),
+        }
+    }
+
+    /// The record is newer than what was known, and settled the request that waited.
+    fn learned(&mut self, now: Time, settled: Option<Why>) {
+        let Some(record) = self.seat.view().copied() else {
+            return;
+        };
+        match self.role {
+            Role::Waiting(_) => self.waiting_learned(now, &record, settled),
+            Role::Backup(_) => self.backup_learned(now, &record),
+            Role::Frozen(_) => self.frozen_learned(now, &record),
+            Role::Primary(_) => self.primary_learned(now, &record),
+            Role::Ended => {}
+        }
+    }
+
+    /// Starts the term that `record` began. The only way to become primary.
+    fn launch(&mut self, record: &Record, source: Source) {
+        let term = Term(record.generation);
+        self.role = Role::Primary(Primary::new(term));
+        self.seat.forget_pending();
+        let sidecar = Sidecar::of(self.config.machine, self.me);
+        if self.sidecar != sidecar {
+            self.store(sidecar, storing::Then::Nothing);
+        }
+        self.act(Action::Run { source, term });
+        self.notice(Notice::Running { term });
+    }
+
+    /// Drops everything and waits for whoever runs to fill this host again.
+    fn drop_all(&mut self, now: Time) {
+        self.role = Role::Waiting(Waiting::new(now));
+        self.act(Action::Discard);
+    }
+
+    fn ask(
+        &mut self,
+        now: Time,
+        why: Why,
+        right: Right,
+        runner: Incarnation,
+        heir: Option<Incarnation>,
+        phase: Phase,
+    ) {
+        if let Some(request) = self.seat.ask(now, why, right, runner, heir, phase) {
+            self.act(Action::Arbiter(request));
+        }
+    }
+
+    fn read(&mut self, now: Time) {
+        let request = self.seat.request(Ask::Read);
+        self.seat.asked(now);
+        self.act(Action::Arbiter(request));
+    }
+
+    fn reachable(&mut self, now: Time) {
+        let limit = self.config.timing.poll * 2 + self.config.timing.retry;
+        let unreachable = self.seat.unanswered(now) > limit;
+        if unreachable != self.unreachable {
+            self.unreachable = unreachable;
+            self.notice(Notice::Arbiter {
+                answers: !unreachable,
+            });
+        }
+    }
+
+    /// Whether `incarnation` is this process. (A weakened protocol compares hosts.)
+    fn is_me(&self, incarnation: Incarnation) -> bool {
+        #[cfg(any(test, feature = "weaken"))]
+        if !self.guards.on(Guard::OwnIncarnation) {
+            return incarnation.same_host(self.me);
+        }
+        incarnation == self.me
+    }
+
+    fn is_heir(&self, record: &Record) -> bool {
+        record.heir.is_some_and(|heir| self.is_me(heir))
+    }
+
+    fn send(&mut self, to: Incarnation, message: crate::message::Message) {
+        self.act(Action::Send { to, message });
+    }
+
+    fn notice(&mut self, notice: Notice) {
+        self.act(Action::Notice(notice));
+    }
+
+    fn act(&mut self, action: Action) {
+        self.actions.push_back(action);
+    }
+
+    /// Says what may leave, if that has changed. What forbids output does so before any request
+    /// that depends on it is sent.
+    fn publish(&mut self) {
+        let permit = self.current_permit();
+        if permit != self.permit {
+            self.permit = permit;
+            self.act(Action::Permit(permit));
+        }
+    }
+
+    /// After every event: say what may leave, and whether the machine is protected.
+    fn settle(&mut self, now: Time) {
+        self.publish();
+        let protected = self.is_protected(now);
+        if protected != self.protected.is_some() {
+            self.protected = protected.then_some(now);
+            if matches!(self.role, Role::Primary(_)) || !protected {
+                self.notice(Notice::Protected(protected));
+            }
+        }
+    }
+}

@@ -1,0 +1,145 @@
+//! What primary and backup say to each other over the link, in order.
+//!
+//! ```text
+//!   runner                                  backup
+//!     │ ── Begin ─────────────────────────▶   │  sidecar: resyncing (durable)
+//!     │ ◀───────────────────────── Ready ──   │
+//!     │ ── Part … Part, Checkpoint ───────▶   │  first full copy, in rounds
+//!     │ ◀────────────────────── Received ──   │
+//!     │ ── Part …, Checkpoint (complete) ─▶   │  sidecar: in-sync (durable)
+//!     │ ◀──────────────────────── Commit ──   │  loads the state on trial
+//!     │ ◀───────────────────────── Tried ──   │
+//!     │   (holds output, waits, names it)     │
+//!     │ ── Part …, Frame …, Checkpoint ───▶   │
+//!     │ ◀──────────────────────── Commit ──   │
+//! ```
+
+use crate::id::{Epoch, Generation, Incarnation, MachineId, SessionId, Term};
+
+/// The first message in each direction: who is it, and can the two work together?
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Hello {
+    /// The machine.
+    pub machine: MachineId,
+    /// The sender.
+    pub from: Incarnation,
+    /// Guest memory in bytes.
+    pub memory: u64,
+    /// Number of virtual processors.
+    pub vcpus: u32,
+    /// Digest of all else that must be alike: devices, processor features, versions.
+    pub likeness: u128,
+}
+
+/// What differs between two [`Hello`]s.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Mismatch {
+    /// The other side is about another machine.
+    #[error("the other host has machine {1}, this one {0}: check the machine files' uuids")]
+    Machine(MachineId, MachineId),
+    /// Guest memory differs.
+    #[error(
+        "the other host gives the machine {1} bytes of memory, this one {0}: use the same file on both"
+    )]
+    Memory(u64, u64),
+    /// The number of virtual processors differs.
+    #[error("the other host gives the machine {1} vCPUs, this one {0}: use the same file on both")]
+    Vcpus(u32, u32),
+    /// Devices, processor features or versions differ.
+    #[error(
+        "the two hosts' devices, processor features or Romulus versions differ: compare `romulus doctor` of both"
+    )]
+    Likeness,
+}
+
+impl Hello {
+    /// Whether `other` can be this host's partner.
+    ///
+    /// # Errors
+    /// Says the first thing that differs.
+    pub fn fits(&self, other: &Hello) -> Result<(), Mismatch> {
+        if self.machine != other.machine {
+            Err(Mismatch::Machine(self.machine, other.machine))
+        } else if self.memory != other.memory {
+            Err(Mismatch::Memory(self.memory, other.memory))
+        } else if self.vcpus != other.vcpus {
+            Err(Mismatch::Vcpus(self.vcpus, other.vcpus))
+        } else if self.likeness != other.likeness {
+            Err(Mismatch::Likeness)
+        } else {
+            Ok(())
+        }
+    }
+}
+
+/// The end of one epoch's checkpoint. It follows all of its parts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Checkpoint {
+    /// The session it belongs to.
+    pub session: SessionId,
+    /// The runner's term.
+    pub term: Term,
+    /// The epoch that ended.
+    pub epoch: Epoch,
+    /// Whether the replica is whole with it: false while the first full copy is under way.
+    pub complete: bool,
+    /// All output of epochs up to this one has left the primary.
+    pub released_through: Epoch,
+    /// The number of the first frame from the tap that the guest had not taken.
+    pub rx_next: u64,
+    /// How many [`Message::Part`]s it has.
+    pub parts: u32,
+    /// The CRC-32C of all parts' bytes in order.
+    pub digest: u32,
+}
+
+/// A message on the link.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Message {
+    /// See [`Hello`]. For the edge: the state machines are told of a connection only after it.
+    Hello(Hello),
+    /// The runner offers to fill the other side's replica.
+    Begin {
+        /// The new session.
+        session: SessionId,
+        /// The runner's term.
+        term: Term,
+        /// The record's generation as the runner knows it; its heir is none in it.
+        generation: Generation,
+    },
+    /// The backup has dropped what it held and is ready to be filled.
+    Ready(SessionId),
+    /// A piece of a checkpoint. For the edge: gathered until the checkpoint ends.
+    Part {
+        /// The session.
+        session: SessionId,
+        /// The epoch.
+        epoch: Epoch,
+        /// Counts the epoch's parts from 0.
+        index: u32,
+        /// Encoded content.
+        bytes: Vec<u8>,
+    },
+    /// A frame that the primary read from its tap. For the edge.
+    Frame {
+        /// The session.
+        session: SessionId,
+        /// Counts the frames of a term as they are read.
+        number: u64,
+        /// The frame, with its virtio-net header.
+        bytes: Vec<u8>,
+    },
+    /// A checkpoint ended. The state machine is given it only when all of it has arrived, was
+    /// verified, and is durable as far as it contains a guest's flush.
+    Checkpoint(Checkpoint),
+    /// The backup has this epoch, but is not whole yet: not a commit.
+    Received(SessionId, Epoch),
+    /// The backup has a whole, verified replica of this epoch.
+    Commit(SessionId, Epoch),
+    /// The backup has loaded the replica on trial.
+    Tried(SessionId),
+    /// This session is over.
+    Bye(SessionId),
+    /// The guest was stopped on purpose: never resurrect it.
+    Stopped,
+}

@@ -1,0 +1,276 @@
+//! The guest and its epochs, on the primary; their arrival, on the backup.
+
+use crate::host::{Event, Sealed, Source};
+use crate::id::{Epoch, SessionId, Term};
+use crate::message::{Checkpoint, Message};
+
+use super::engine::Guest;
+use super::history::Node;
+use super::world::World;
+use super::{Broken, Happening, MS};
+
+impl World<'_> {
+    pub(super) fn run_term(&mut self, host: usize, source: Source, term: Term) {
+        let Some(tip) = self.check_start(host, source, term) else {
+            return;
+        };
+        let life = self.computers[host].life;
+        let Some(process) = self.computers[host].process.as_mut() else {
+            return;
+        };
+        process.versions += 1;
+        let version = process.versions;
+        let held = match source {
+            Source::Cold => std::collections::VecDeque::new(),
+            Source::Replica { .. } => process.replica.take().map(|r| r.held).unwrap_or_default(),
+            Source::Paused => process.guest.take().map(|g| g.held).unwrap_or_default(),
+        };
+        process.replica = None;
+        process.frozen = false;
+        process.guest = Some(Guest {
+            term,
+            tip,
+            epoch: Epoch(1),
+            paused: false,
+            waiting: false,
+            // Sent again before any new output.
+            held: held.into_iter().map(|(_, node)| (Epoch(1), node)).collect(),
+            session: None,
+            rounds: 0,
+            version,
+            timer: 0,
+        });
+        self.computers[host].disk.image = tip;
+        self.soon(
+            MS,
+            3 * MS,
+            Happening::Operation {
+                host,
+                life,
+                version,
+            },
+        );
+    }
+
+    pub(super) fn operation(&mut self, host: usize, life: u64, version: u64) {
+        let blocked = self.computers[host]
+            .hung_until
+            .max(self.computers[host].stuck_until);
+        let (flush, held) = (
+            self.random.chance(15),
+            !self.unheld || self.random.chance(60),
+        );
+        let Some(guest) = self.computers[host]
+            .process
+            .as_mut()
+            .and_then(|p| p.guest.as_mut())
+        else {
+            return;
+        };
+        if guest.version != version {
+            return;
+        }
+        let next = if self.now < blocked {
+            blocked
+        } else {
+            self.now + self.random.between(2 * MS, 12 * MS)
+        };
+        if self.now >= blocked && !guest.paused && !guest.waiting {
+            let (term, epoch) = (guest.term.0.0, guest.epoch);
+            let node = self.history.add(guest.tip, term, epoch.0, held, flush);
+            guest.tip = node;
+            if held {
+                guest.held.push_back((epoch, node));
+            }
+            self.computers[host].disk.image = node;
+            if !held {
+                self.pass_unheld(host, node);
+            }
+            self.release(host);
+        }
+        self.at(
+            next,
+            Happening::Operation {
+                host,
+                life,
+                version,
+            },
+        );
+    }
+
+    pub(super) fn pass_unheld(&mut self, host: usize, node: Node) {
+        let now = self.clock(host);
+        let Some(process) = &self.computers[host].process else {
+            return;
+        };
+        let epoch = Epoch(self.history.get(node).epoch);
+        if process.permit.allows(now, epoch, true) {
+            self.check_sender(node);
+            self.history.pass_unheld(node);
+            self.unheld_passed.push(node);
+        }
+    }
+
+    pub(super) fn release(&mut self, host: usize) {
+        loop {
+            let now = self.clock(host);
+            if self.now < self.computers[host].hung_until {
+                return;
+            }
+            let Some(process) = self.computers[host].process.as_mut() else {
+                return;
+            };
+            let permit = process.permit;
+            let Some(guest) = process.guest.as_mut() else {
+                return;
+            };
+            let Some((epoch, node)) = guest.held.front().copied() else {
+                return;
+            };
+            if !permit.allows(now, epoch, false) {
+                return;
+            }
+            guest.held.pop_front();
+            self.check_release(host, node);
+        }
+    }
+
+    pub(super) fn copy(&mut self, host: usize, session: SessionId) {
+        let rounds = self.random.between(1, 4);
+        if let Some(guest) = self.process(host).and_then(|p| p.guest.as_mut()) {
+            guest.session = Some(session);
+            guest.rounds = rounds;
+            guest.waiting = false;
+            self.plan_epoch(host);
+        }
+    }
+
+    pub(super) fn plan_epoch(&mut self, host: usize) {
+        let life = self.computers[host].life;
+        let Some(process) = self.process(host) else {
+            return;
+        };
+        process.versions += 1;
+        let version = process.versions;
+        if let Some(guest) = &mut process.guest {
+            guest.timer = version;
+            self.soon(
+                5 * MS,
+                25 * MS,
+                Happening::EpochEnds {
+                    host,
+                    life,
+                    version,
+                },
+            );
+        }
+    }
+
+    pub(super) fn epoch_ends(&mut self, host: usize, life: u64, version: u64) {
+        let blocked = self.computers[host]
+            .hung_until
+            .max(self.computers[host].stuck_until);
+        if self.now < blocked {
+            return self.at(
+                blocked,
+                Happening::EpochEnds {
+                    host,
+                    life,
+                    version,
+                },
+            );
+        }
+        let Some(guest) = self.process(host).and_then(|p| p.guest.as_mut()) else {
+            return;
+        };
+        if guest.timer != version || guest.session.is_none() || guest.paused {
+            return;
+        }
+        guest.waiting = true;
+        self.seal_if_allowed(host);
+    }
+
+    pub(super) fn seal_if_allowed(&mut self, host: usize) {
+        let blocked = self.computers[host]
+            .hung_until
+            .max(self.computers[host].stuck_until);
+        if self.now < blocked {
+            return;
+        }
+        let Some(process) = self.process(host) else {
+            return;
+        };
+        let allowed = process.host.may_seal();
+        let Some(guest) = &mut process.guest else {
+            return;
+        };
+        if !guest.waiting || guest.paused || guest.session.is_none() || !allowed {
+            return;
+        }
+        guest.waiting = false;
+        guest.rounds = guest.rounds.saturating_sub(1);
+        let complete = guest.rounds == 0;
+        let released_through = guest
+            .held
+            .front()
+            .map_or(guest.epoch, |(e, _)| Epoch(e.0 - 1));
+        let sealed = Sealed {
+            complete,
+            released_through,
+            rx_next: 0,
+            parts: 1,
+            digest: 0,
+        };
+        self.handle(host, Event::Sealed(sealed));
+        let Some(process) = self.process(host) else {
+            return;
+        };
+        let lag = process.host.status().lag;
+        if let Some(guest) = &mut process.guest {
+            guest.epoch = guest.epoch.next();
+        }
+        if lag > 1 {
+            self.broke(Broken::Unbounded);
+        }
+        self.plan_epoch(host);
+    }
+
+    pub(super) fn apply(&mut self, host: usize, session: SessionId, epoch: Epoch) {
+        let computer = &mut self.computers[host];
+        let Some(process) = &mut computer.process else {
+            return;
+        };
+        let Some(parcel) = process.arrived.take() else {
+            return;
+        };
+        let Message::Checkpoint(Checkpoint {
+            complete,
+            released_through,
+            term,
+            ..
+        }) = parcel.message
+        else {
+            return;
+        };
+        let Some(replica) = process.replica.as_mut().filter(|r| r.session == session) else {
+            return;
+        };
+        replica.epoch = epoch;
+        replica.term = term;
+        replica.state = parcel.state;
+        // A checkpoint carries what its primary still holds: all that an earlier one had and more.
+        replica.held.extend(
+            parcel
+                .held
+                .into_iter()
+                .filter(|(e, _)| *e == epoch || !replica.whole),
+        );
+        replica.held.retain(|(e, _)| *e > released_through);
+        computer.disk.mixed = !(replica.whole || complete);
+        replica.whole |= complete;
+        if replica.whole {
+            process.committed = parcel.state;
+        }
+        computer.disk.image = parcel.state;
+    }
+}

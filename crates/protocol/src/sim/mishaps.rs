@@ -1,0 +1,148 @@
+//! Carrying out the faults, and ending them.
+
+use crate::host::{Event, RoleName};
+
+use super::faults::Fault;
+use super::network::{ARBITER, Network, PATHS};
+use super::world::{Stage, World};
+use super::{HOSTS, Happening, MS};
+
+impl World<'_> {
+    pub(super) fn hang(&mut self, host: usize, until: u64) {
+        let life = self.computers[host].life;
+        let computer = &mut self.computers[host];
+        computer.hung_until = computer.hung_until.max(until);
+        computer.trouble = computer.trouble.max(until);
+        if let Some(process) = &mut computer.process {
+            process.lies_since = None;
+        }
+        self.at(until + MS / 20, Happening::Wake { host, life });
+    }
+
+    pub(super) fn backlog(&mut self, host: usize, until: u64) {
+        let life = self.computers[host].life;
+        let computer = &mut self.computers[host];
+        computer.backlog_until = computer.backlog_until.max(until);
+        computer.trouble = computer.trouble.max(until);
+        self.at(until + MS / 20, Happening::Wake { host, life });
+    }
+
+    pub(super) fn cut(&mut self, path: usize, from: usize, to: usize, until: u64) {
+        let direction = &mut self.network.paths[path][from][to];
+        direction.cut_until = direction.cut_until.max(until);
+        if from != ARBITER && to != ARBITER {
+            self.path_trouble = self.path_trouble.max(until);
+        }
+    }
+
+    pub(super) fn split(&mut self, a: usize, b: usize, until: u64) {
+        for path in 0..PATHS {
+            self.cut(path, a, b, until);
+            self.cut(path, b, a, until);
+        }
+    }
+
+    pub(super) fn heal(&mut self) {
+        self.tell(|| "--- the faults stop ---".into());
+        self.stage = Stage::Calm(self.now);
+        self.network = Network::new();
+        self.arbiter_full_until = 0;
+        self.at(self.now, Happening::StartArbiter);
+        for host in 0..HOSTS {
+            let life = self.computers[host].life;
+            let computer = &mut self.computers[host];
+            computer.hung_until = self.now.min(computer.hung_until);
+            computer.backlog_until = self.now.min(computer.backlog_until);
+            computer.stuck_until = self.now.min(computer.stuck_until);
+            computer.load_fails_until = 0;
+            computer.sidecar_fails_until = 0;
+            if let Some(process) = &mut computer.process {
+                process.broken = false;
+            }
+            self.at(self.now + MS / 20, Happening::Wake { host, life });
+            self.at(self.now, Happening::Tick { host, life });
+            self.soon(0, 50 * MS, Happening::Start { host });
+        }
+    }
+
+    pub(super) fn fault(&mut self, fault: Fault) {
+        self.tell(|| format!("fault: {fault:?}"));
+        let now = self.now;
+        match fault {
+            Fault::PowerOff { host, returns } | Fault::Kill { host, returns } => {
+                self.kill(host, matches!(fault, Fault::PowerOff { .. }));
+                self.at(now + returns, Happening::Start { host });
+            }
+            Fault::Hang { host, lasts } => self.hang(host, now + lasts),
+            Fault::Backlog { host, lasts } => self.backlog(host, now + lasts),
+            Fault::Stuck { host, lasts } => {
+                self.computers[host].stuck_until = now + lasts;
+                self.computers[host].trouble = self.computers[host].trouble.max(now + lasts);
+            }
+            Fault::Cut {
+                path,
+                from,
+                to,
+                lasts,
+            } => self.cut(path, from, to, now + lasts),
+            Fault::Split { a, b, lasts } => self.split(a, b, now + lasts),
+            Fault::Isolate { host, lasts } => {
+                for other in (0..=HOSTS).filter(|&other| other != host) {
+                    self.split(host, other, now + lasts);
+                }
+            }
+            Fault::Slow {
+                from,
+                to,
+                slow,
+                lasts,
+            } => {
+                for path in 0..PATHS {
+                    let direction = &mut self.network.paths[path][from][to];
+                    direction.slow_until = now + lasts;
+                    direction.slow = slow;
+                }
+                self.path_trouble = self.path_trouble.max(now + lasts);
+            }
+            Fault::Lossy { lasts } => {
+                for direction in self.network.paths.iter_mut().flatten().flatten() {
+                    direction.lossy_until = now + lasts;
+                }
+                self.path_trouble = self.path_trouble.max(now + lasts);
+            }
+            Fault::Reset { host } => self.reset(host),
+            Fault::ArbiterDown { returns } => {
+                self.arbiter = None;
+                self.at(now + returns, Happening::StartArbiter);
+            }
+            Fault::ArbiterFull { lasts } => self.arbiter_full_until = now + lasts,
+            Fault::SidecarFull { host, lasts } => {
+                self.computers[host].sidecar_fails_until = now + lasts;
+            }
+            Fault::ReplicaLost { host } => {
+                if self.now < self.computers[host].hung_until
+                    || self.role(host) != Some(RoleName::Backup)
+                {
+                    return;
+                }
+                let Some(process) = self.process(host) else {
+                    return;
+                };
+                if let Some(replica) = &mut process.replica {
+                    replica.whole = false;
+                    self.handle(host, Event::ReplicaLost);
+                }
+            }
+            Fault::Abandon { host, returns } => {
+                for other in (0..HOSTS).filter(|&other| other != host) {
+                    self.kill(other, true);
+                    self.at(now + returns, Happening::Start { host: other });
+                }
+                for wait in [40, 200, 400] {
+                    self.at(now + wait * MS, Happening::Promote { host });
+                }
+            }
+            Fault::LoadFails { host, lasts } => self.computers[host].load_fails_until = now + lasts,
+        }
+    }
+}

@@ -1,0 +1,462 @@
+//! The world: its clock, its events, and what carries out the actions of the state machines.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BinaryHeap};
+use std::time::Duration;
+
+use crate::arbiter::Arbiter;
+use crate::guards::Guards;
+use crate::host::{Config, Event, Host, Permit, RoleName};
+use crate::id::{Incarnation, MachineId};
+use crate::record::Record;
+use crate::sidecar::Sidecar;
+use crate::time::Time;
+
+use super::engine::{Disk, Process};
+use super::faults::Fault;
+use super::history::{History, Node};
+use super::network::{Network, Stream};
+use super::random::Random;
+use super::{Broken, HOSTS, Happening, MS, Outcome, timing};
+
+pub(super) const MACHINE: MachineId = MachineId(0x0052_6f6d_756c_7573);
+
+/// How far the run has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Stage {
+    Faults,
+    /// Nothing fails any more; since when.
+    Calm(u64),
+    /// An observer is disturbed, until when.
+    Disturbed(u64),
+    /// The primary is lost for good: who it was, and since when.
+    Lost(usize, u64),
+    /// The heir runs; until when the run goes on.
+    After(u64),
+    /// The guest was stopped on purpose: until when nothing may run.
+    Stopped(u64),
+}
+
+/// A computer.
+#[derive(Debug)]
+pub(super) struct Computer {
+    pub(super) process: Option<Process>,
+    pub(super) disk: Disk,
+    /// Counts processes: events of an earlier one are void.
+    pub(super) life: u64,
+    pub(super) offset: u64,
+    /// Parts per million that its clock runs fast.
+    pub(super) rate: i64,
+    pub(super) hung_until: u64,
+    pub(super) backlog_until: u64,
+    pub(super) stuck_until: u64,
+    pub(super) load_fails_until: u64,
+    pub(super) sidecar_fails_until: u64,
+    pub(super) off_for_good: bool,
+    /// When it was last in any trouble of its own.
+    pub(super) trouble: u64,
+}
+
+pub(super) struct World<'a> {
+    pub(super) now: u64,
+    pub(super) queue: BinaryHeap<Reverse<(u64, u64)>>,
+    pub(super) happenings: BTreeMap<u64, Happening>,
+    pub(super) counter: u64,
+    pub(super) random: Random,
+    pub(super) guards: Guards,
+    pub(super) unheld: bool,
+    pub(super) computers: Vec<Computer>,
+    pub(super) network: Network,
+    pub(super) streams: BTreeMap<u64, Stream>,
+    pub(super) connections: u64,
+    pub(super) arbiter: Option<Arbiter>,
+    pub(super) arbiter_life: u64,
+    pub(super) arbiter_full_until: u64,
+    pub(super) stored: Record,
+    /// The newest term that was decided, started or not.
+    pub(super) decided: u64,
+    /// The record before the present one.
+    pub(super) before: Record,
+    pub(super) history: History,
+    /// Whom the operator promoted, and where it lives.
+    pub(super) promoted: Vec<(Incarnation, usize)>,
+    pub(super) unheld_passed: Vec<Node>,
+    pub(super) stage: Stage,
+    /// When any path between two hosts was last in trouble.
+    pub(super) path_trouble: u64,
+    pub(super) outcome: Outcome,
+    pub(super) trace: Option<&'a mut dyn FnMut(String)>,
+}
+
+/// When the faults stop.
+pub(super) const FAULTS_END: u64 = 4_000 * MS;
+
+impl<'a> World<'a> {
+    pub(super) fn new(
+        seed: u64,
+        guards: Guards,
+        trace: Option<&'a mut dyn FnMut(String)>,
+    ) -> World<'a> {
+        let mut random = Random::new(seed);
+        let creator = Incarnation::new(0x1fe).unwrap_or_else(|| unreachable!("not zero"));
+        let record = Record::new(MACHINE, creator);
+        let computers = (0..HOSTS).map(|host| {
+            let first = host == 0;
+            let sidecar = if first {
+                Sidecar::of(MACHINE, creator)
+            } else {
+                Sidecar::empty(MACHINE)
+            };
+            Computer {
+                process: None,
+                disk: Disk {
+                    sidecar,
+                    image: 0,
+                    mixed: !first,
+                },
+                life: 0,
+                offset: random.between(1, 1 << 40),
+                rate: [-49_000, 0, 10, 49_000][random.index(4)],
+                hung_until: 0,
+                backlog_until: 0,
+                stuck_until: 0,
+                load_fails_until: 0,
+                sidecar_fails_until: 0,
+                off_for_good: false,
+                trouble: 0,
+            }
+        });
+        let computers = computers.collect();
+        let mut world = World {
+            now: 0,
+            queue: BinaryHeap::new(),
+            happenings: BTreeMap::new(),
+            counter: 0,
+            guards,
+            unheld: seed % 2 == 1,
+            computers,
+            network: Network::new(),
+            streams: BTreeMap::new(),
+            connections: 0,
+            arbiter: None,
+            arbiter_life: 0,
+            arbiter_full_until: 0,
+            stored: record,
+            before: record,
+            decided: 0,
+            history: History::new(),
+            promoted: Vec::new(),
+            unheld_passed: Vec::new(),
+            stage: Stage::Faults,
+            path_trouble: 0,
+            outcome: Outcome::default(),
+            trace,
+            random,
+        };
+        world.at(0, Happening::StartArbiter);
+        for host in 0..HOSTS {
+            let at = world.random.between(0, 20) * MS;
+            world.at(at, Happening::Start { host });
+            for b in host + 1..HOSTS {
+                world.at(5 * MS, Happening::Connect { a: host, b });
+            }
+        }
+        for (at, fault) in Fault::schedule(&mut world.random, 600 * MS, FAULTS_END - 300 * MS) {
+            world.at(at, Happening::Fault(fault));
+        }
+        world
+    }
+
+    pub(super) fn run(mut self) -> Outcome {
+        while self.outcome.broken.is_none() {
+            let Some(Reverse((at, number))) = self.queue.pop() else {
+                break;
+            };
+            self.now = at;
+            if self.stage == Stage::Faults && at >= FAULTS_END {
+                self.heal();
+            }
+            let Some(happening) = self.happenings.remove(&number) else {
+                continue;
+            };
+            self.outcome.steps += 1;
+            self.happen(happening);
+            if self.progress() {
+                break;
+            }
+        }
+        self.outcome.at = self.now;
+        self.outcome
+    }
+
+    pub(super) fn tell(&mut self, line: impl FnOnce() -> String) {
+        if let Some(trace) = &mut self.trace {
+            #[allow(clippy::cast_precision_loss)]
+            let at = self.now as f64 / 1e6;
+            trace(format!("{at:10.3} ms  {}", line()));
+        }
+    }
+
+    pub(super) fn broke(&mut self, broken: Broken) {
+        self.tell(|| format!("*** {broken} ***"));
+        self.outcome.broken.get_or_insert(broken);
+    }
+
+    pub(super) fn at(&mut self, at: u64, happening: Happening) {
+        self.counter += 1;
+        self.queue.push(Reverse((at.max(self.now), self.counter)));
+        self.happenings.insert(self.counter, happening);
+    }
+
+    pub(super) fn soon(&mut self, low: u64, high: u64, happening: Happening) {
+        let at = self.now + self.random.between(low, high);
+        self.at(at, happening);
+    }
+
+    pub(super) fn clock(&self, host: usize) -> Time {
+        let computer = &self.computers[host];
+        let drift = i128::from(self.now) * i128::from(computer.rate) / 1_000_000;
+        Time(u64::try_from(i128::from(computer.offset) + i128::from(self.now) + drift).unwrap_or(0))
+    }
+
+    pub(super) fn alive(&self, host: usize, life: u64) -> bool {
+        self.computers[host].process.is_some() && self.computers[host].life == life
+    }
+
+    pub(super) fn process(&mut self, host: usize) -> Option<&mut Process> {
+        self.computers[host].process.as_mut()
+    }
+
+    fn happen(&mut self, happening: Happening) {
+        match happening {
+            Happening::Tick { host, life } if self.alive(host, life) => self.tick(host, life),
+            Happening::Datagram { host, life, event } if self.alive(host, life) => {
+                let computer = &self.computers[host];
+                if self.now < computer.hung_until.max(computer.backlog_until) {
+                    let happening = Happening::Datagram { host, life, event };
+                    if let Some(process) = self.process(host) {
+                        process.inbox.push(happening);
+                    }
+                } else {
+                    self.handle(host, *event);
+                }
+            }
+            Happening::Done { host, life, event } if self.alive(host, life) => {
+                let hung = self.computers[host].hung_until;
+                if self.now < hung {
+                    self.at(hung + MS / 5, Happening::Done { host, life, event });
+                } else {
+                    self.handle(host, *event);
+                }
+            }
+            Happening::Wake { host, life } if self.alive(host, life) => {
+                let computer = &self.computers[host];
+                if self.now < computer.hung_until.max(computer.backlog_until) {
+                    return;
+                }
+                let inbox = self
+                    .process(host)
+                    .map(|p| std::mem::take(&mut p.inbox))
+                    .unwrap_or_default();
+                for happening in inbox {
+                    self.happen(happening);
+                }
+            }
+            Happening::Request(request) => self.request(*request),
+            Happening::Stored { life, record, ok } => self.arbiter_stored(life, &record, ok),
+            Happening::Operation {
+                host,
+                life,
+                version,
+            } if self.alive(host, life) => {
+                self.operation(host, life, version);
+            }
+            Happening::EpochEnds {
+                host,
+                life,
+                version,
+            } if self.alive(host, life) => {
+                self.epoch_ends(host, life, version);
+            }
+            Happening::Pump { stream } => self.pump(stream),
+            Happening::Connect { a, b } => self.connect(a, b),
+            Happening::Closed { host, life, number } if self.alive(host, life) => {
+                self.closed(host, number);
+            }
+            Happening::Fault(fault) => self.fault(fault),
+            Happening::Start { host } => self.start(host),
+            Happening::StartArbiter if self.arbiter.is_none() => {
+                self.tell(|| "arbiter starts".into());
+                self.arbiter_life += 1;
+                self.arbiter = Some(Arbiter::new([self.stored]).with_guards(self.guards));
+            }
+            Happening::Promote { host } => {
+                let others = (0..HOSTS).filter(|&other| other != host);
+                let alone = others
+                    .into_iter()
+                    .all(|other| self.computers[other].process.is_none());
+                let ready = matches!(self.role(host), Some(RoleName::Waiting | RoleName::Backup));
+                if alone && ready && self.now >= self.computers[host].hung_until {
+                    if let Some(process) = self.process(host) {
+                        process.promoted = true;
+                        let me = process.me;
+                        self.promoted.push((me, host));
+                    }
+                    self.handle(host, Event::Promote);
+                }
+            }
+            Happening::Sidecar {
+                host,
+                life,
+                sidecar,
+            } if self.alive(host, life) => {
+                let ok = self.now >= self.computers[host].sidecar_fails_until;
+                if ok {
+                    self.computers[host].disk.sidecar = *sidecar;
+                }
+                let event = Box::new(Event::SidecarStored(ok));
+                self.soon(MS / 10, 2 * MS, Happening::Done { host, life, event });
+            }
+            _ => {}
+        }
+    }
+
+    pub(super) fn start(&mut self, host: usize) {
+        if self.computers[host].process.is_some() || self.computers[host].off_for_good {
+            return;
+        }
+        self.computers[host].life += 1;
+        let life = self.computers[host].life;
+        let random = u128::from(self.random.next() >> 8 | 1) << 8;
+        let Some(me) = Incarnation::new(random | host as u128) else {
+            return;
+        };
+        let config = Config {
+            machine: MACHINE,
+            unheld: self.unheld,
+            preferred: host == 0,
+            timing: timing(self.guards),
+        };
+        let sidecar = self.computers[host].disk.sidecar.clone();
+        let now = self.clock(host);
+        let built = Host::weakened(config, me, sidecar, now, self.guards);
+        let Ok(machine) = built else {
+            return self.broke(Broken::NobodyRuns);
+        };
+        let broken = self.stage == Stage::Faults && self.random.chance(8);
+        self.tell(|| {
+            format!(
+                "{host} starts as {me}{}",
+                if broken { ", can load no replica" } else { "" }
+            )
+        });
+        self.computers[host].process = Some(Process {
+            permit: Permit::nothing(),
+            host: machine,
+            me,
+            guest: None,
+            replica: None,
+            arrived: None,
+            committed: 0,
+            links: [None; HOSTS],
+            loaded: false,
+            promoted: false,
+            frozen: false,
+            broken,
+            lies_since: None,
+            inbox: Vec::new(),
+            versions: 0,
+        });
+        self.at(self.now, Happening::Tick { host, life });
+        self.drive(host);
+    }
+
+    pub(super) fn kill(&mut self, host: usize, power: bool) {
+        let Some(process) = self.computers[host].process.take() else {
+            return;
+        };
+        self.tell(|| format!("{host} {}", if power { "loses power" } else { "is killed" }));
+        self.computers[host].hung_until = 0;
+        self.computers[host].backlog_until = 0;
+        self.computers[host].stuck_until = 0;
+        if power {
+            // What was not synced may be gone, in whole or in part.
+            let image = self.computers[host].disk.image;
+            let floor = self.history.get(image).flushed;
+            let between = self
+                .history
+                .back(image, 64)
+                .take_while(|n| *n != floor)
+                .count();
+            let keep = self.random.index(between + 1);
+            let image = self.history.back(image, 65).nth(keep).unwrap_or(floor);
+            self.computers[host].disk.image = image;
+            return;
+        }
+        for other in 0..HOSTS {
+            if let Some(link) = process.links[other]
+                && !self.network.paths[0][host][other].is_cut(self.now)
+            {
+                let life = self.computers[other].life;
+                self.soon(
+                    MS / 10,
+                    3 * MS,
+                    Happening::Closed {
+                        host: other,
+                        life,
+                        number: link.number,
+                    },
+                );
+            }
+        }
+    }
+
+    pub(super) fn tick(&mut self, host: usize, life: u64) {
+        let computer = &self.computers[host];
+        if self.now < computer.hung_until {
+            let at = computer.hung_until;
+            return self.at(at, Happening::Tick { host, life });
+        }
+        let stuck = self.now < computer.stuck_until;
+        let drained = computer.process.as_ref().is_none_or(|p| p.inbox.is_empty());
+        self.handle(host, Event::Tick { drained });
+        if !stuck {
+            self.handle(host, Event::LoopTurned);
+        }
+        self.check_cover(host);
+        let now = self.clock(host);
+        let Some(process) = self.process(host) else {
+            return;
+        };
+        let wait = process
+            .host
+            .deadline(now)
+            .since(now)
+            .max(Duration::from_millis(1));
+        let wait = u64::try_from(wait.as_nanos()).unwrap_or(MS);
+        let at = self.now + wait + self.random.between(0, MS / 2);
+        self.at(at, Happening::Tick { host, life });
+    }
+
+    pub(super) fn handle(&mut self, host: usize, event: Event) {
+        let now = self.clock(host);
+        if let Some(process) = self.process(host) {
+            process.host.handle(now, event);
+            self.drive(host);
+        }
+    }
+
+    pub(super) fn drive(&mut self, host: usize) {
+        while let Some(action) = self.process(host).and_then(|p| p.host.poll()) {
+            self.perform(host, action);
+        }
+        self.seal_if_allowed(host);
+    }
+
+    pub(super) fn role(&self, host: usize) -> Option<RoleName> {
+        self.computers[host]
+            .process
+            .as_ref()
+            .map(|p| p.host.status().role)
+    }
+}
