@@ -14,6 +14,7 @@ use std::thread;
 use anyhow::{Context, Result, bail, ensure};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
+use rustix::pipe::PipeFlags;
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions};
 use rustix::pty::OpenptFlags;
 use rustix::termios::Winsize;
@@ -91,7 +92,8 @@ impl Programs {
 
     /// Passes on what the program writes until it ends; returns its status.
     fn pump(&self, mut started: Started, to: &TcpStream) -> io::Result<i32> {
-        let (ended, end) = rustix::pipe::pipe()?;
+        // Closed on exec: a program started meanwhile would hold the end open for as long as it runs itself.
+        let (ended, end) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
         let pid = Pid::from_child(&started.child);
         let waiter = thread::Builder::new()
             .name("waiter".into())

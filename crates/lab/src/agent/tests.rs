@@ -134,6 +134,16 @@ fn a_background_child_does_not_hold_the_answer_back() {
 }
 
 #[test]
+fn a_program_started_later_does_not_hold_the_answer_back() {
+    let (agent, _) = agent();
+    let first = agent.spawn(&["cat"]).unwrap();
+    let later = agent.spawn(&["sleep", "60"]).unwrap();
+    first.close_input().unwrap();
+    assert!(first.wait_at_most(LIMIT).unwrap().is_some());
+    drop(later);
+}
+
+#[test]
 fn what_nobody_listens_to_is_killed_with_its_children() {
     let (agent, _) = agent();
     let remote = agent
