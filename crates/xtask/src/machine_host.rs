@@ -122,8 +122,31 @@ impl<'lab> Running<'lab> {
     /// # Errors
     /// It runs on.
     pub(crate) fn wait(&self, limit: Duration) -> Result<ExitStatus> {
-        let status = self.remote.wait_at_most(limit)?;
-        status.with_context(|| format!("{} still runs after {} s", self.file.name, limit.as_secs()))
+        if let Some(status) = self.remote.wait_at_most(limit)? {
+            return Ok(status);
+        }
+        bail!(
+            "{} still runs after {} s: {}",
+            self.file.name,
+            limit.as_secs(),
+            self.threads()?
+        )
+    }
+
+    /// What the process's threads wait for, to tell why it does not end.
+    fn threads(&self) -> Result<String> {
+        let script = format!(
+            "for task in /proc/{}/task/*; do \
+                 echo \"$(cat $task/comm) in $(cat $task/wchan 2>/dev/null), call $(cut -d' ' -f1 $task/syscall 2>/dev/null);\"; \
+             done 2>/dev/null || true",
+            self.pid()
+        );
+        let threads = self.host.sh(&script)?;
+        Ok(if threads.is_empty() {
+            "its process is gone".to_owned()
+        } else {
+            threads.replace('\n', " ")
+        })
     }
 
     /// `romulus status NAME --json`.

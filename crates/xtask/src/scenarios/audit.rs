@@ -55,11 +55,12 @@ const PROGRAM: &str = "/usr/bin/audit";
 /// Where a captured machine is kept in the host.
 const CAPTURED: &str = "/var/tmp/captured";
 /// How long epochs are audited, in seconds. An audit of all memory takes a good part of a second.
-const SECONDS: u32 = 20;
+const SECONDS: u32 = 40;
 /// The fewest epochs that say anything.
 const EPOCHS_MIN: u64 = 10;
-/// Length of the handover's epochs in ms: between them all memory is compared, and the guest is to have its share of time.
-const EPOCH_MS: &str = "500";
+/// Length of the epochs in ms. Between them all memory is compared, which takes longer than that: shorter ones would leave
+/// the guest no time to do anything.
+const EPOCH_MS: &str = "400";
 /// The guest's memory in MiB: what Kamailio needs, as each audit reads all of it.
 const MEMORY_MIB: u32 = 512;
 /// How long the guest may take to come up, and the program to end.
@@ -110,7 +111,7 @@ fn audit(
     load: fn(&Case) -> Result<()>,
 ) -> Result<()> {
     let (_, mut arguments) = prepare(case, image)?;
-    arguments.extend(["--seconds".to_owned(), SECONDS.to_string()]);
+    arguments.extend(["--seconds", &SECONDS.to_string(), "--every", EPOCH_MS].map(str::to_owned));
     for command in commands {
         arguments.extend(["--type".to_owned(), (*command).to_owned()]);
     }
@@ -175,7 +176,7 @@ fn network_load(case: &Case) -> Result<()> {
                 "--client",
                 &guest.to_string(),
                 "--time",
-                &(SECONDS - 5).to_string(),
+                &(SECONDS - 10).to_string(),
                 "--bidir",
             ]);
             process::output_within(&mut command, LIMIT)
@@ -183,12 +184,15 @@ fn network_load(case: &Case) -> Result<()> {
         let load = Load {
             server: sipp::sip(guest),
             transport: Transport::Udp,
-            rate: 10,
-            count: 10 * (SECONDS - 5),
+            rate: 4,
+            count: 4 * (SECONDS - 10),
         };
         let outcome = sipp::register(case.lab.client(), load)?;
         eprintln!("registrations: {}", outcome.summary());
-        ensure!(outcome.ok > 0, "no registration passed: there was no load");
+        ensure!(
+            outcome.ok >= 20,
+            "too few registrations passed: there was hardly a load"
+        );
         let stream = stream
             .join()
             .map_err(|_| anyhow::anyhow!("the stream panicked"))??;

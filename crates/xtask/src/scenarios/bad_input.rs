@@ -126,7 +126,7 @@ fn host(case: &Case) -> Result<()> {
     machine_host::write_machine_file(host, &good)?;
     // A user who may not make taps: everything else is readable, the runtime folder is theirs.
     let unprivileged = format!(
-        "mkdir -p /tmp/run; chmod 777 /tmp/run; chmod 666 /dev/kvm /dev/net/tun; chmod 777 /var/log/romulus; \
+        "rm -rf /var/log/romulus/*; mkdir -p /tmp/run; chmod 777 /tmp/run; chmod 666 /dev/kvm /dev/net/tun; chmod 777 /var/log/romulus; \
                  export ROMULUS_RUNTIME_DIR=/tmp/run; exec start-stop-daemon --start --chuid nobody --exec {ROMULUS} -- run {path}"
     );
     refused(
