@@ -18,7 +18,11 @@ use clap::{CommandFactory as _, Parser as _};
 use cli::{Cli, Command};
 use exit::{Code, Failure};
 use std::{env, io, io::IsTerminal as _, process::ExitCode};
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::{
+    filter::{LevelFilter, Targets},
+    layer::SubscriberExt as _,
+    util::SubscriberInitExt as _,
+};
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -51,24 +55,29 @@ fn dispatch(command: &Command) -> Result<Code, Failure> {
 /// Sends what happens to standard error, in a form that fits who reads it: a person, a log or the journal.
 fn start_tracing(verbose: u8) {
     let level = match verbose {
-        0 => "info",
-        1 => "debug",
-        _ => "trace",
+        0 => LevelFilter::INFO,
+        1 => LevelFilter::DEBUG,
+        _ => LevelFilter::TRACE,
     };
-    let filter = match EnvFilter::try_from_default_env() {
-        Ok(filter) if env::var_os("RUST_LOG").is_some() => filter,
-        // The libraries' own talk is of interest only where it is asked for by name.
-        _ => EnvFilter::new(format!("warn,romulus={level},romulus_machine={level}")),
-    };
-    let format = tracing_subscriber::fmt()
-        .with_env_filter(filter)
+    // The libraries' own talk is of interest only where it is asked for by name.
+    let filter = env::var("RUST_LOG")
+        .ok()
+        .and_then(|text| text.parse::<Targets>().ok())
+        .unwrap_or_else(|| {
+            Targets::new()
+                .with_default(LevelFilter::WARN)
+                .with_target("romulus", level)
+                .with_target("romulus_machine", level)
+        });
+    let format = tracing_subscriber::fmt::layer()
         .with_writer(io::stderr)
         .with_ansi(io::stderr().is_terminal())
         .with_target(verbose > 0);
+    let subscriber = tracing_subscriber::registry().with(filter);
     // The journal adds the time itself.
     if env::var_os("JOURNAL_STREAM").is_some() {
-        format.without_time().init();
+        subscriber.with(format.without_time()).init();
     } else {
-        format.init();
+        subscriber.with(format).init();
     }
 }

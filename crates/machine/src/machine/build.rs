@@ -17,7 +17,10 @@ use kvm_bindings::{
     kvm_cpuid_entry2, kvm_enable_cap, kvm_userspace_memory_region,
 };
 use kvm_ioctls::{Cap, IoEventAddress, Kvm, VcpuFd, VmFd};
-use std::{io::Write, sync::Arc};
+use std::{
+    io::{self, Write},
+    sync::Arc,
+};
 
 /// Where KVM keeps three pages of its own on Intel hosts, in the gap below 4 GiB.
 const TSS: usize = 0xfffb_d000;
@@ -184,16 +187,16 @@ fn check(config: &Config) -> Result<(), Error> {
 
 /// Opens KVM and checks that it can do what is needed.
 fn open() -> Result<Kvm, Error> {
-    let kvm = Kvm::new().map_err(|source| Error::File {
-        what: "KVM's device",
-        path: "/dev/kvm".into(),
-        source: source.into(),
-    })?;
+    let unusable = |source| Error::Host {
+        what: "/dev/kvm".into(),
+        source,
+    };
+    let kvm = Kvm::new().map_err(|error| unusable(error.into()))?;
     for (cap, name) in NEEDED {
         if !kvm.check_extension(cap) {
-            return Err(Error::Invalid(format!(
-                "this host's KVM lacks {name}: it needs Linux 5.17 or newer on x86-64"
-            )));
+            return Err(unusable(io::Error::other(format!(
+                "lacks {name}, which Linux 5.17 or newer on x86-64 has"
+            ))));
         }
     }
     Ok(kvm)
