@@ -41,12 +41,21 @@ pub(crate) struct Row {
 
 /// The bound that a value is to keep.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
-#[serde(rename_all = "snake_case")]
+#[serde(into = "f64")]
 pub(crate) enum Target {
     /// The value is to be this or less.
     AtMost(f64),
     /// The value is to be this or more.
     AtLeast(f64),
+}
+
+/// For programs: the bound alone. Whether it was kept is in the row's `met`.
+impl From<Target> for f64 {
+    fn from(target: Target) -> Self {
+        match target {
+            Target::AtMost(bound) | Target::AtLeast(bound) => bound,
+        }
+    }
 }
 
 impl Target {
@@ -239,7 +248,7 @@ mod tests {
         assert_eq!(value["computer"]["cores"], 2);
         assert_eq!(
             value["rows"][0],
-            json!({"what": "boot", "unit": "ms", "value": 1234.5, "peer": 2000.0, "target": {"at_most": 2000.0}, "met": true})
+            json!({"what": "boot", "unit": "ms", "value": 1234.5, "peer": 2000.0, "target": 2000.0, "met": true})
         );
         assert_eq!(value["rows"][1]["met"], false);
         assert_eq!(
