@@ -72,15 +72,28 @@ struct Family {
     program: Pid,
 }
 
-fn start(wish: &str) -> Result<(Child, BufReader<ChildStdout>)> {
-    let mut command = Command::new(env::current_exe()?);
-    let mut child = command
+/// The process outside. It does not outlive this test, however that ends.
+struct Outer(Child);
+
+impl Drop for Outer {
+    fn drop(&mut self) {
+        // It is gone already, unless something went wrong.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn start(wish: &str) -> Result<(Outer, BufReader<ChildStdout>)> {
+    // A shell starts what it runs in the background with the interrupt signal ignored, and that is inherited.
+    let mut child = Command::new("env")
+        .arg("--default-signal")
+        .arg(env::current_exe()?)
         .env("INSIDE_TEST", wish)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .spawn()?;
     let output = child.stdout.take().context("no pipe")?;
-    Ok((child, BufReader::new(output)))
+    Ok((Outer(child), BufReader::new(output)))
 }
 
 fn only_child(pid: Pid) -> Result<Pid> {
@@ -91,12 +104,12 @@ fn only_child(pid: Pid) -> Result<Pid> {
     Pid::from_raw(eldest.parse()?).context("no process number")
 }
 
-fn family(wish: &str) -> Result<(Child, BufReader<ChildStdout>, Family)> {
+fn family(wish: &str) -> Result<(Outer, BufReader<ChildStdout>, Family)> {
     let (child, mut output) = start(wish)?;
     let mut line = String::new();
     output.read_line(&mut line)?;
     ensure!(line == "ready\n", "it said {line:?}");
-    let outer = Pid::from_child(&child);
+    let outer = Pid::from_child(&child.0);
     let first = only_child(outer)?;
     let program = only_child(first)?;
     Ok((
@@ -126,7 +139,7 @@ fn killed_from_outside(who: &str, choose: impl Fn(&Family) -> Pid) -> Result<()>
     let (mut child, output, family) = family("family")?;
     kill_process(choose(&family), Signal::KILL)?;
     all_gone(output).with_context(|| format!("after {who} was killed"))?;
-    ensure!(!child.wait()?.success());
+    ensure!(!child.0.wait()?.success());
     println!("inside: nothing outlives {who}");
     Ok(())
 }
@@ -135,7 +148,7 @@ fn codes() -> Result<()> {
     for code in [0, 1, 77] {
         let (mut child, output) = start(&code.to_string())?;
         all_gone(output)?;
-        let status = child.wait()?;
+        let status = child.0.wait()?;
         ensure!(status.code() == Some(code), "{code} became {status}");
     }
     Ok(())
@@ -146,7 +159,7 @@ fn signals() -> Result<()> {
         let (mut child, output, family) = family("family")?;
         kill_process(family.outer, signal)?;
         all_gone(output).with_context(|| format!("after {signal:?}"))?;
-        let status = child.wait()?;
+        let status = child.0.wait()?;
         ensure!(
             status.code() == Some(128 + signal.as_raw()),
             "{signal:?} became {status}"
@@ -158,7 +171,7 @@ fn signals() -> Result<()> {
 fn prepared() -> Result<()> {
     let (child, output) = start("value")?;
     let text = all_gone(output)?;
-    if text != format!("prepared by {}\n", child.id()) {
+    if text != format!("prepared by {}\n", child.0.id()) {
         bail!("inside, {text:?} arrived");
     }
     Ok(())
