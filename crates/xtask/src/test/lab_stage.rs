@@ -24,9 +24,11 @@ const LAB_START: Duration = Duration::from_mins(2);
 /// How one scenario ended.
 struct Ended<'a> {
     scenario: &'a Scenario,
-    result: Result<bool>,
+    /// Why it failed, if it did.
+    failure: Option<String>,
+    /// Why it failed at the first try, if it was tried twice.
+    first_failure: Option<String>,
     time: Duration,
-    log: PathBuf,
 }
 
 /// Prepares what the scenarios need and runs them, at most `jobs` at once.
@@ -68,16 +70,40 @@ pub(super) fn run(scenarios: &[&Scenario], jobs: usize, tally: &mut Tally) -> Re
     Ok(())
 }
 
+/// Runs a scenario; a second time if it fails, for a shared computer may stand still for longer than any limit bears. Both
+/// outcomes are told, so that a test that fails now and then is seen.
 fn run_one<'a>(scenario: &'a Scenario, list: &Path) -> Ended<'a> {
     let start = Instant::now();
     let folder = logs(scenario.name);
-    let log = folder.join("output.log");
-    let result = spawn_and_wait(scenario, list, &folder, &log);
+    let mut failure = try_one(scenario, list, &folder);
+    let mut first_failure = None;
+    if failure.is_some() {
+        let kept = first_try(&folder);
+        // What cannot be kept is lost; the failure itself is told all the same.
+        let _ = fs::remove_dir_all(&kept);
+        let _ = fs::rename(&folder, &kept);
+        first_failure = failure;
+        failure = try_one(scenario, list, &folder);
+    }
     Ended {
         scenario,
-        result,
+        failure,
+        first_failure,
         time: start.elapsed(),
-        log,
+    }
+}
+
+/// Runs a scenario once: why it failed, if it did.
+fn try_one(scenario: &Scenario, list: &Path, folder: &Path) -> Option<String> {
+    let log = folder.join("output.log");
+    match spawn_and_wait(scenario, list, folder, &log) {
+        Ok(true) => None,
+        Ok(false) => {
+            let said = fs::read_to_string(log).unwrap_or_default();
+            let error = said.lines().rev().find(|line| line.starts_with("Error: "));
+            Some(error.unwrap_or("it ended without a reason").to_owned())
+        }
+        Err(error) => Some(format!("{error:#}")),
     }
 }
 
@@ -114,24 +140,27 @@ fn spawn_and_wait(scenario: &Scenario, list: &Path, folder: &Path, log: &Path) -
 /// Prints a scenario's line, and where to look if it failed.
 fn tell(ended: &Ended<'_>, tally: &mut Tally) {
     let name = ended.scenario.name;
-    match &ended.result {
-        Ok(true) => tally.line(name, true, ended.time, ""),
-        Ok(false) => {
-            let said = fs::read_to_string(&ended.log).unwrap_or_default();
-            let error = said.lines().rev().find(|line| line.starts_with("Error: "));
-            tally.line(
-                name,
-                false,
-                ended.time,
-                error.unwrap_or("it ended without a reason"),
-            );
-            println!("       consoles and logs: {}", logs(name).display());
-        }
-        Err(error) => {
-            tally.line(name, false, ended.time, &format!("{error:#}"));
-            println!("       consoles and logs: {}", logs(name).display());
-        }
+    let remark = match (&ended.failure, &ended.first_failure) {
+        (Some(failure), _) => format!("twice; {failure}"),
+        (None, Some(first)) => format!("at the second try; at the first: {first}"),
+        (None, None) => String::new(),
+    };
+    tally.line(name, ended.failure.is_none(), ended.time, &remark);
+    let folder = logs(name);
+    if ended.failure.is_some() {
+        println!("       consoles and logs: {}", folder.display());
     }
+    if ended.first_failure.is_some() {
+        println!(
+            "       consoles and logs of the first try: {}",
+            first_try(&folder).display()
+        );
+    }
+}
+
+/// Where the logs of a scenario's first try are kept, if there was a second.
+fn first_try(folder: &Path) -> PathBuf {
+    folder.with_extension("first")
 }
 
 /// Where a scenario's logs are kept.
