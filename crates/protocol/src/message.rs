@@ -27,8 +27,10 @@ pub struct Hello {
     pub memory: u64,
     /// Number of virtual processors.
     pub vcpus: u32,
-    /// Digest of all else that must be alike: devices, processor features, versions.
-    pub likeness: u128,
+    /// Digest of the processor features that the guest sees.
+    pub processor: u128,
+    /// Digest of the devices and of the form of their state.
+    pub devices: u128,
 }
 
 /// What differs between two [`Hello`]s.
@@ -45,11 +47,16 @@ pub enum Mismatch {
     /// The number of virtual processors differs.
     #[error("the other host gives the machine {1} vCPUs, this one {0}: use the same file on both")]
     Vcpus(u32, u32),
-    /// Devices, processor features or versions differ.
+    /// The guest would see another processor there.
     #[error(
-        "the two hosts' devices, processor features or Romulus versions differ: compare `romulus doctor` of both"
+        "the two hosts' processors (or their kernels) offer guests different features: compare `romulus doctor` of both"
     )]
-    Likeness,
+    Processor,
+    /// Network cards, disks or the form of their state differ.
+    #[error(
+        "the two hosts' devices differ (network cards, disk sizes) or their Romulus releases do: use the same file, images and release on both"
+    )]
+    Devices,
 }
 
 impl Hello {
@@ -64,8 +71,10 @@ impl Hello {
             Err(Mismatch::Memory(self.memory, other.memory))
         } else if self.vcpus != other.vcpus {
             Err(Mismatch::Vcpus(self.vcpus, other.vcpus))
-        } else if self.likeness != other.likeness {
-            Err(Mismatch::Likeness)
+        } else if self.processor != other.processor {
+            Err(Mismatch::Processor)
+        } else if self.devices != other.devices {
+            Err(Mismatch::Devices)
         } else {
             Ok(())
         }
@@ -87,7 +96,8 @@ pub struct Checkpoint {
     pub released_through: Epoch,
     /// The number of the first frame from the tap that the guest had not taken.
     pub rx_next: u64,
-    /// How many [`Message::Part`]s it has.
+    /// How many [`Message::Part`]s it has. The state machine leaves this and the digest zero; the
+    /// edge fills them in behind the parts that it sent, and checks them where they arrive.
     pub parts: u32,
     /// The CRC-32C of all parts' bytes in order.
     pub digest: u32,

@@ -85,10 +85,6 @@ pub struct Sealed {
     pub released_through: Epoch,
     /// The number of the first frame from the tap that the guest had not taken.
     pub rx_next: u64,
-    /// How many parts the checkpoint has.
-    pub parts: u32,
-    /// The CRC-32C of all parts' bytes in order.
-    pub digest: u32,
 }
 
 /// From what a machine starts.

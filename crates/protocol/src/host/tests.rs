@@ -136,8 +136,6 @@ impl Bench {
             complete,
             released_through: Epoch(0),
             rx_next: 0,
-            parts: 1,
-            digest: 0,
         };
         self.give(Event::Sealed(sealed))
     }

@@ -218,8 +218,6 @@ impl World<'_> {
             complete,
             released_through,
             rx_next: 0,
-            parts: 1,
-            digest: 0,
         };
         self.handle(host, Event::Sealed(sealed));
         let Some(process) = self.process(host) else {

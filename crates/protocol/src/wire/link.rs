@@ -36,7 +36,8 @@ fn body(message: &Message, out: &mut Vec<u8>) {
             out.incarnation(hello.from);
             out.u64(hello.memory);
             out.u32(hello.vcpus);
-            out.u128(hello.likeness);
+            out.u128(hello.processor);
+            out.u128(hello.devices);
         }
         Message::Begin {
             session,
@@ -100,7 +101,8 @@ pub fn decode_message(bytes: &[u8]) -> Result<Message, WireError> {
             from: body.incarnation()?,
             memory: body.u64()?,
             vcpus: body.u32()?,
-            likeness: body.u128()?,
+            processor: body.u128()?,
+            devices: body.u128()?,
         }),
         Kind::Begin => Message::Begin {
             session: body.session()?,

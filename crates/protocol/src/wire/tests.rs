@@ -179,15 +179,16 @@ fn message() -> impl Strategy<Value = Message> {
         incarnation(),
         any::<u64>(),
         any::<u32>(),
-        any::<u128>(),
+        any::<[u128; 2]>(),
     )
-        .prop_map(|(machine, from, memory, vcpus, likeness)| {
+        .prop_map(|(machine, from, memory, vcpus, [processor, devices])| {
             Message::Hello(Hello {
                 machine: MachineId(machine),
                 from,
                 memory,
                 vcpus,
-                likeness,
+                processor,
+                devices,
             })
         });
     let begin = (session(), any::<u64>(), any::<u64>()).prop_map(|(session, term, generation)| {
