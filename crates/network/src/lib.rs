@@ -1,1 +1,28 @@
-//! The network around a machine.
+//! The network around a machine: output that is held, addresses that are learned, and announcements.
+//!
+//! Everything here is pure: no socket, thread or clock. Times come as arguments, in nanoseconds
+//! since an origin that the caller chooses and keeps to.
+//!
+//! | module | holds |
+//! | --- | --- |
+//! | [`queue`] | output of a machine that waits for the commit of its epoch |
+//! | [`addresses`] | what addresses the machine has, learned from what it sends |
+//! | [`announce`] | frames that say "this address is here now", and when to send them |
+//! | [`ethernet`] | what those two share: MAC addresses, VLANs |
+//! | [`histogram`] | how long things took, in a fixed amount of memory |
+
+pub mod addresses;
+pub mod announce;
+pub mod ethernet;
+pub mod histogram;
+pub mod queue;
+
+pub use addresses::Addresses;
+pub use announce::Schedule;
+pub use ethernet::{Mac, Vlan};
+pub use histogram::Delays;
+pub use queue::OutputQueue;
+
+/// Length of the virtio-net header in front of every frame, the count of buffers included
+/// (virtio 1.2, section 5.1.6).
+pub const HEADER: usize = 12;
