@@ -166,7 +166,7 @@ fn checksum(from: Ipv6Addr, to: Ipv6Addr, message: &[u8]) -> u16 {
 pub const AGAIN: [Duration; 3] = [
     Duration::from_millis(50),
     Duration::from_millis(200),
-    Duration::from_millis(1000),
+    Duration::from_secs(1),
 ];
 
 /// When to announce: at once, then [`AGAIN`]. Times are in nanoseconds.
@@ -287,7 +287,7 @@ mod tests {
     fn an_advertisement_is_as_the_rfc_says() {
         let address: Ipv6Addr = "2001:db8::5060".parse().unwrap();
         let frame = neighbour_advertisement(MAC, address, false, None);
-        // The checksum is that of a program which is not ours.
+        // The checksum was worked out outside of this program.
         let expected = hex("333300000001 0004dd9ecca1 86dd
              60000000 0020 3a ff
              20010db8 00000000 00000000 00005060 ff020000 00000000 00000000 00000001

@@ -11,7 +11,7 @@ const PARTS_BITS: u32 = 5;
 const PARTS: u64 = 1 << PARTS_BITS;
 /// Values of this many bits and more, about 73 minutes, share the last bucket.
 const VALUE_BITS: u32 = 42;
-const BUCKETS: usize = (VALUE_BITS - PARTS_BITS + 1) as usize * PARTS as usize;
+const BUCKETS: usize = ((VALUE_BITS - PARTS_BITS + 1) as usize) << PARTS_BITS;
 
 /// The distribution of some durations. Quantiles are at most 1/32 too high; count, mean and
 /// maximum are exact.

@@ -113,14 +113,13 @@ fn ipv6(packet: &[u8]) -> [Option<Seen>; 2] {
     };
     let source = |router| Some((IpAddr::V6(source), true, router));
     match *kind {
-        ROUTER_SOLICITATION => [source(None), None],
         ROUTER_ADVERTISEMENT => [source(Some(true)), None],
         // Without a source it is a test whether its own new address is taken (RFC 4862, 5.4); if
         // it is not, no other message need follow.
         NEIGHBOUR_SOLICITATION if ip.source_addr().is_unspecified() => {
             [target().map(|target| (target, true, None)), None]
         }
-        NEIGHBOUR_SOLICITATION => [source(None), None],
+        ROUTER_SOLICITATION | NEIGHBOUR_SOLICITATION => [source(None), None],
         NEIGHBOUR_ADVERTISEMENT => {
             let router = Some(flags & ROUTER != 0);
             [
