@@ -23,7 +23,7 @@ use serial::SerialPort;
 use std::{io::Write, os::fd::AsRawFd, sync::Arc, time::Duration};
 
 /// Version of the chipset's and the clock's sections.
-const VERSION: u16 = 1;
+pub(crate) const VERSION: u16 = 1;
 /// The interrupt controllers, in the order of their state.
 const CONTROLLERS: [u32; 3] = [
     KVM_IRQCHIP_PIC_MASTER,

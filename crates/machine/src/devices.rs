@@ -37,12 +37,16 @@ mod threads;
 mod transport;
 
 use self::{
-    block::{Block, Disk, Worker},
+    block::{Block, Disk, Log, Worker},
     counters::{BlockCounters, NetCounters},
     device::VirtioDevice,
     entropy::Entropy,
     gate::{Gate, Phase},
-    net::{Net, link::Link, tap::Tap},
+    net::{
+        Net,
+        link::Link,
+        tap::{self, Tap},
+    },
     threads::Io,
     transport::{
         Function,
@@ -53,6 +57,7 @@ use crate::{
     Error,
     config::Config,
     memory::Ram,
+    ports::Ports,
     state::{Reader, StateError, Writer},
 };
 use std::{
@@ -64,6 +69,9 @@ use std::{
     thread::JoinHandle,
 };
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+pub use net::TapWriter;
+pub(crate) use transport::saved::VERSION;
 
 /// Raises interrupts of the machine. Implemented by the chipset with `KVM_IRQ_LINE`, which is synchronous: on return the
 /// edge is in the interrupt controllers, so that state saved later contains it.
@@ -132,6 +140,10 @@ pub struct Devices {
     unread: EventFd,
     ready: Mutex<Ready>,
     restored: AtomicBool,
+    /// The taps by name, and whether they have been brought up.
+    interfaces: Vec<String>,
+    up: AtomicBool,
+    writers: Vec<TapWriter>,
     nic_counters: Vec<Arc<NetCounters>>,
     disk_counters: Vec<Arc<BlockCounters>>,
 }
@@ -183,7 +195,8 @@ impl Builder {
 }
 
 impl Devices {
-    /// Builds every device that `config` names: opens its taps and disks. Nothing runs yet.
+    /// Builds every device that `config` names: opens its taps and disks. Nothing runs yet, and no tap is brought up
+    /// before [`Self::open_taps`]. If they are to be `shut`, they are down on return and hold no frame.
     ///
     /// # Errors
     /// A tap, bridge or disk that is missing, busy or forbidden, by name.
@@ -191,12 +204,14 @@ impl Devices {
         config: &Config,
         ram: Ram,
         interrupts: Arc<dyn InterruptLine>,
+        ports: &Ports,
+        shut: bool,
     ) -> Result<Self, Error> {
         let mut links: Vec<Box<dyn Link>> = Vec::new();
         for nic in &config.nics {
-            links.push(Box::new(Tap::open(nic)?));
+            links.push(Box::new(Tap::new(nic, shut)?));
         }
-        Self::with_links(config, ram, interrupts, links)
+        Self::with_links(config, ram, interrupts, links, ports)
     }
 
     /// [`Self::new`] with the cards' links already there.
@@ -205,6 +220,7 @@ impl Devices {
         ram: Ram,
         interrupts: Arc<dyn InterruptLine>,
         links: Vec<Box<dyn Link>>,
+        ports: &Ports,
     ) -> Result<Self, Error> {
         let host = |source: io::Error| Error::Host {
             what: "the devices' threads".into(),
@@ -220,20 +236,29 @@ impl Devices {
         };
         let mut served = Vec::new();
         let mut nic_counters = Vec::new();
-        for (nic, link) in config.nics.iter().zip(links) {
+        let (mut interfaces, mut writers) = (Vec::new(), Vec::new());
+        for (card, (nic, link)) in config.nics.iter().zip(links).enumerate() {
             let counters = Arc::<NetCounters>::default();
             nic_counters.push(Arc::clone(&counters));
-            served.push(builder.add(&nic.tap, Box::new(Net::new(link, nic, counters)))?);
+            interfaces.extend(link.interface());
+            writers.push(link.writer().map_err(|source| Error::Host {
+                what: format!("tap {}: a second descriptor", nic.tap),
+                source,
+            })?);
+            let outlet = ports.outlet.clone().map(|outlet| (card, outlet));
+            let net = Net::new(link, outlet, nic, counters);
+            served.push(builder.add(&nic.tap, Box::new(net))?);
         }
         let mut disks = Vec::new();
         let mut disk_counters = Vec::new();
-        for configured in &config.disks {
+        for (number, configured) in config.disks.iter().enumerate() {
             let disk = Disk::open(&configured.path, configured.read_only)?;
             let name = configured.path.display().to_string();
             let counters = Arc::<BlockCounters>::default();
             disk_counters.push(Arc::clone(&counters));
             let file = disk.file.try_clone().map_err(host)?;
-            let worker = Arc::new(Worker::new(file, name.clone(), counters));
+            let log = ports.disks.clone().map(|to| Log { disk: number, to });
+            let worker = Arc::new(Worker::new(file, name.clone(), counters, log));
             let block = Block::new(&disk, &configured.serial, Arc::clone(&worker));
             disks.push((builder.add(&name, Box::new(block))?, worker));
         }
@@ -253,6 +278,9 @@ impl Devices {
                 threads: Vec::new(),
             }),
             restored: AtomicBool::new(false),
+            interfaces,
+            up: AtomicBool::new(false),
+            writers,
             nic_counters,
             disk_counters,
         })
@@ -309,6 +337,26 @@ impl Devices {
         if let Some((device, offset)) = self.find(address) {
             device.write(offset, data);
         }
+    }
+
+    /// Brings the taps up, so that frames pass. From the second call on it does nothing.
+    ///
+    /// # Errors
+    /// A tap that is gone, or may not be brought up by this user. The others may be up by then.
+    pub fn open_taps(&self) -> Result<(), Error> {
+        if self.up.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        for name in &self.interfaces {
+            tap::open(name)?;
+        }
+        self.up.store(true, Ordering::Release);
+        Ok(())
+    }
+
+    /// A writer for each card's tap, in the order of the configuration.
+    pub fn taps(&self) -> Vec<TapWriter> {
+        self.writers.clone()
     }
 
     /// Lets the devices work: starts their threads at the first call, and wakes them after [`Self::quiesce`].

@@ -1,7 +1,7 @@
 //! One virtual machine on KVM: its memory, vCPUs, chipset, devices, boot and state.
 //!
-//! The order of a life is [`Paused::boot`] or [`Paused::restore`], then [`Paused::resume`] gives a running
-//! [`Machine`], and [`Machine::pause`] gives a [`Paused`] back. State can be captured only from a [`Paused`]
+//! The order of a life is [`Paused::boot`], or [`Paused::prepare`] and [`Paused::load`], then [`Paused::resume`] gives a
+//! running [`Machine`], and [`Machine::pause`] gives a [`Paused`] back. State can be captured only from a [`Paused`]
 //! machine, which only `pause()` (or creation) gives: misuse does not compile.
 
 mod acpi;
@@ -15,14 +15,17 @@ mod exit;
 mod ioctl;
 mod machine;
 pub mod memory;
+pub mod ports;
 pub mod probe;
 pub mod state;
 pub mod tiny;
 mod vcpu;
 
 pub use boot::prepare_kernel;
+pub use devices::TapWriter;
 pub use dirty::DirtyPages;
 pub use error::Error;
 pub use exit::Exit;
-pub use machine::{Handle, Machine, Paused, Statistics};
+pub use machine::{Handle, Likeness, Machine, Paused, Statistics, StopTimes, likeness};
 pub use memory::Memory;
+pub use ports::{DiskLog, Outgoing, Outlet, Ports};

@@ -2,19 +2,22 @@
 
 mod build;
 mod handle;
+mod likeness;
 
 pub use handle::{Handle, Statistics};
+pub use likeness::{Likeness, likeness};
 
 use crate::{
     Error,
     chipset::Chipset,
     config::Config,
-    devices::Devices,
+    devices::{Devices, TapWriter},
     dirty::DirtyPages,
     error::kvm,
     exit::ExitLatch,
     ioctl,
     memory::Memory,
+    ports::Ports,
     state::{Reader, Writer, kind},
     vcpu::Team,
 };
@@ -48,6 +51,27 @@ struct Core {
     cpuid: Vec<kvm_cpuid_entry2>,
     vcpus: u8,
     tracking: bool,
+    life: Life,
+}
+
+/// What a machine's vCPUs and devices hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Life {
+    /// Nothing that could run: it was prepared, or state was refused half-way.
+    Empty,
+    /// The start of a program, or state that was loaded.
+    Ready,
+    /// What came of running it.
+    Lived,
+}
+
+/// How long the steps of a pause took.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct StopTimes {
+    /// From the kick until every vCPU was parked.
+    pub park: Duration,
+    /// From there until the devices were quiet.
+    pub quiesce: Duration,
 }
 
 /// A machine whose vCPUs run. Dropping it stops and frees everything.
@@ -59,6 +83,7 @@ pub struct Machine {
 pub struct Paused {
     core: Core,
     since: Instant,
+    stop: StopTimes,
     /// The guest's watchdogs are to be told of the stop, however short it was here.
     forgive: bool,
 }
@@ -70,7 +95,73 @@ impl Paused {
     /// # Errors
     /// A file, tap or permission that is missing, by name; a kernel that is none.
     pub fn boot(config: &Config, console: Box<dyn Write + Send>) -> Result<Self, Error> {
-        Ok(Self::fresh(build::boot(config, console)?))
+        Self::boot_with(config, console, &Ports::default())
+    }
+
+    /// [`Self::boot`], connected to `ports`.
+    ///
+    /// # Errors
+    /// As [`Self::boot`]; memory that cannot be locked.
+    pub fn boot_with(
+        config: &Config,
+        console: Box<dyn Write + Send>,
+        ports: &Ports,
+    ) -> Result<Self, Error> {
+        Ok(Self::fresh(build::boot(config, console, ports)?))
+    }
+
+    /// Makes a machine that stands ready for captured state ([`Self::load`]): memory is mapped, and locked if asked,
+    /// vCPUs, devices and threads are made. Its taps are opened and configured but shut, so that no stale frame is in
+    /// them when it runs. `config` describes the captured machine; its kernel, initrd and command line are not looked at.
+    ///
+    /// # Errors
+    /// As [`Self::boot_with`].
+    pub fn prepare(
+        config: &Config,
+        console: Box<dyn Write + Send>,
+        ports: &Ports,
+    ) -> Result<Self, Error> {
+        Ok(Self::fresh(build::bare(config, console, ports)?))
+    }
+
+    /// Takes captured state into a machine that has never run. Memory must hold what belongs to it by the time of
+    /// [`Self::resume`]; it is neither read nor written here. It may be called again and again: each call replaces what the
+    /// last one loaded. The guest's clock goes on from the captured value at once ([`Self::advance_clock`] adds to that).
+    ///
+    /// At resume the guest's watchdogs are told to forgive, interrupts that were pending are raised again, and every queue
+    /// is looked at.
+    ///
+    /// # Errors
+    /// State that is damaged, or of a machine of another shape; KVM refuses a part of it. After that this machine holds no
+    /// state: it can neither run nor be captured until other state is loaded. A machine that has run takes none; it
+    /// stays as it was.
+    pub fn load(&mut self, state: &[u8]) -> Result<(), Error> {
+        let core = &mut self.core;
+        if core.life == Life::Lived {
+            return Err(Error::Invalid(
+                "a machine that has run takes no captured state".into(),
+            ));
+        }
+        core.life = Life::Empty;
+        let mut reader = Reader::new(state);
+        let cpuid = read_shape(&mut reader, core.vcpus, core.memory.size())?;
+        let differs = (core.cpuid != cpuid).then(|| {
+            // Until all vCPUs have it, none of the two is known to be right.
+            core.cpuid.clear();
+            &cpuid[..]
+        });
+        core.team.restore(&mut reader, differs)?;
+        core.cpuid = cpuid;
+        core.chipset.restore(&mut reader)?;
+        core.devices.restore(&mut reader)?;
+        if !reader.is_empty() {
+            return Err(Error::Invalid(
+                "captured state: something follows its last section".into(),
+            ));
+        }
+        core.life = Life::Ready;
+        self.forgive = true;
+        Ok(())
     }
 
     /// Makes a machine out of captured state, paused where it was captured. `fill` writes the captured memory.
@@ -84,37 +175,45 @@ impl Paused {
         state: &[u8],
         fill: impl FnOnce(&Memory) -> Result<(), Error>,
     ) -> Result<Self, Error> {
-        let mut reader = Reader::new(state);
-        let cpuid = read_shape(&mut reader, config.vcpus, config.memory)?;
-        let mut core = build::bare(config, console, Some(cpuid))?;
-        fill(&core.memory)?;
-        core.team.restore(&mut reader)?;
-        core.chipset.restore(&mut reader)?;
-        core.devices.restore(&mut reader)?;
-        if !reader.is_empty() {
-            return Err(Error::Invalid(
-                "captured state: something follows its last section".into(),
-            ));
-        }
-        Ok(Self {
-            forgive: true,
-            ..Self::fresh(core)
-        })
+        // Before anything is made: the likeliest mistake.
+        read_shape(&mut Reader::new(state), config.vcpus, config.memory)?;
+        let mut machine = Self::prepare(config, console, &Ports::default())?;
+        fill(machine.memory())?;
+        machine.load(state)?;
+        machine.open_taps()?;
+        Ok(machine)
+    }
+
+    /// Brings the taps of the cards up, so that frames pass. It may be called again; where it never was,
+    /// [`Self::resume`] does it.
+    ///
+    /// # Errors
+    /// A tap that is gone, or may not be brought up by this user.
+    pub fn open_taps(&self) -> Result<(), Error> {
+        self.core.devices.open_taps()
+    }
+
+    /// A writer for each card's tap, in the order of the configuration.
+    pub fn taps(&self) -> Vec<TapWriter> {
+        self.core.devices.taps()
     }
 
     /// Makes a machine whose memory and processors `program` makes ready.
     pub(crate) fn with_program(
         config: &Config,
         console: Box<dyn Write + Send>,
+        ports: &Ports,
         program: impl FnOnce(&Memory, &[VcpuFd]) -> Result<(), Error>,
     ) -> Result<Self, Error> {
-        Ok(Self::fresh(build::with_program(config, console, program)?))
+        let core = build::with_program(config, console, ports, program)?;
+        Ok(Self::fresh(core))
     }
 
     fn fresh(core: Core) -> Self {
         Self {
             core,
             since: Instant::now(),
+            stop: StopTimes::default(),
             forgive: false,
         }
     }
@@ -122,8 +221,11 @@ impl Paused {
     /// Lets it run.
     ///
     /// # Errors
-    /// A thread could not be started.
+    /// It was prepared and holds no state; a tap could not be brought up or a thread not be started.
     pub fn resume(mut self) -> Result<Machine, Error> {
+        self.check_life()?;
+        self.core.devices.open_taps()?;
+        self.core.life = Life::Lived;
         let forgive = self.forgive || self.since.elapsed() > FORGIVE_AFTER;
         self.core.chipset.resume();
         self.core.devices.run()?;
@@ -134,8 +236,10 @@ impl Paused {
     /// Appends the machine's whole state but for its memory to `out`: vCPUs, chipset, clock, devices.
     ///
     /// # Errors
-    /// KVM refuses to give a part of it. Then `out` holds a part that is of no use.
+    /// KVM refuses to give a part of it; then `out` holds a part that is of no use. The machine was prepared and holds no
+    /// state.
     pub fn capture(&mut self, out: &mut Vec<u8>) -> Result<(), Error> {
+        self.check_life()?;
         let core = &mut self.core;
         let mut writer = Writer::new(out);
         write_shape(&mut writer, core.vcpus, core.memory.size(), &core.cpuid);
@@ -145,12 +249,27 @@ impl Paused {
         Ok(())
     }
 
+    fn check_life(&self) -> Result<(), Error> {
+        if self.core.life == Life::Empty {
+            return Err(Error::Invalid(
+                "the machine was prepared for captured state, but none was loaded".into(),
+            ));
+        }
+        Ok(())
+    }
+
     /// The machine's memory.
     pub fn memory(&self) -> &Memory {
         &self.core.memory
     }
 
-    /// Lets the guest's clock jump forward by `time` (for the time in which it did not exist anywhere).
+    /// How long the pause took that gave this. Zero for a machine that has not run.
+    pub fn stop_times(&self) -> StopTimes {
+        self.stop
+    }
+
+    /// Lets the guest's clock jump forward by `time` (for the time in which it did not exist anywhere). The clock of a
+    /// paused machine goes on by itself, from a capture or a load on as well: that time is not to be added again.
     ///
     /// # Errors
     /// KVM refuses.
@@ -160,6 +279,10 @@ impl Paused {
 
     /// From now on, every page that changes is noted, until [`Self::stop_tracking`]. What changed before is not in the
     /// first harvest: copy all memory between this call and the next [`Self::resume`], or while the machine runs.
+    ///
+    /// From here on KVM maps the guest by 4 KiB pages, so that a write dirties no more than its page: it takes its huge
+    /// mappings apart, or maps anew at the next fault, whatever lies underneath (huge or locked pages of this process). After
+    /// [`Self::stop_tracking`] it goes back to huge mappings.
     ///
     /// # Errors
     /// KVM refuses.
@@ -236,12 +359,33 @@ impl Machine {
     /// The machine has stopped by itself meanwhile.
     pub fn pause(mut self) -> Result<Paused, Error> {
         let core = &mut self.core;
+        let kicked = Instant::now();
         core.team.park()?;
+        let parked = Instant::now();
         core.devices.quiesce();
         core.chipset.pause();
         // Nothing can change a vCPU any more: its thread saves it while this one harvests and copies.
         core.team.begin_save();
-        Ok(Paused::fresh(self.core))
+        let since = Instant::now();
+        Ok(Paused {
+            core: self.core,
+            since,
+            stop: StopTimes {
+                park: parked - kicked,
+                quiesce: since - parked,
+            },
+            forgive: false,
+        })
+    }
+
+    /// The machine's memory. While the guest runs, pages that are read may be torn.
+    pub fn memory(&self) -> &Memory {
+        &self.core.memory
+    }
+
+    /// A writer for each card's tap, in the order of the configuration.
+    pub fn taps(&self) -> Vec<TapWriter> {
+        self.core.devices.taps()
     }
 
     /// The handle that works from any thread.

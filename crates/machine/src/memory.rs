@@ -7,7 +7,7 @@ pub use log::WriteLog;
 
 use crate::Error;
 use mapping::Mapping;
-use std::ops::Range;
+use std::{io, ops::Range, sync::Arc};
 use vm_memory::{
     GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap,
     mmap::MmapRegionBuilder,
@@ -63,10 +63,14 @@ pub(crate) fn layout(size: u64) -> Vec<Range<u64>> {
 }
 
 /// All memory of one machine. Its pages are numbered from 0 without the gap below 4 GiB.
-#[derive(Debug)]
+///
+/// A clone is another handle to the same memory, cheap, and usable from any thread: it keeps the memory mapped, even
+/// beyond the machine's end. While the guest runs, or another thread writes, a page that is read may be torn (some of its
+/// bytes old, some new); only a pause makes it whole.
+#[derive(Debug, Clone)]
 pub struct Memory {
     ram: Ram,
-    regions: Vec<Region>,
+    regions: Arc<[Region]>,
     pages: usize,
 }
 
@@ -116,9 +120,32 @@ impl Memory {
             Ram::from_regions(maps).map_err(|e| Error::Invalid(format!("guest memory: {e}")))?;
         Ok(Self {
             ram,
-            regions,
+            regions: regions.into(),
             pages: first_page,
         })
+    }
+
+    /// Locks all of it into the host's memory. The host gives every page at once, huge ones where it has them.
+    ///
+    /// # Errors
+    /// The host has not that much memory, or this process may not lock it; the text says what to do.
+    pub fn lock(&self) -> Result<(), Error> {
+        for region in self.regions.iter() {
+            let bytes = usize::try_from(region.length).expect("x86-64 addresses fit");
+            // SAFETY: the range is a whole mapping of ours; locking changes none of its content.
+            if unsafe { libc::mlock(region.host.cast(), bytes) } < 0 {
+                return Err(Error::Host {
+                    what: format!(
+                        "locking {} MiB of guest memory: the host needs that much free, and the process a limit \
+                         RLIMIT_MEMLOCK above it (\"LimitMEMLOCK=infinity\" in its systemd unit, \"ulimit -l unlimited\" in \
+                         a shell) or the capability CAP_IPC_LOCK",
+                        self.size() >> 20
+                    ),
+                    source: io::Error::last_os_error(),
+                });
+            }
+        }
+        Ok(())
     }
 
     /// Number of pages.
@@ -138,7 +165,7 @@ impl Memory {
 
     /// Guest-physical address of page number `page`, if there is such a page.
     pub fn address(&self, page: usize) -> Option<u64> {
-        let region = self.region_of(page)?;
+        let region = &self.regions[self.index_of(page)?];
         Some(region.start + (page - region.first_page) as u64 * PAGE as u64)
     }
 
@@ -151,46 +178,77 @@ impl Memory {
         Some(region.first_page + pages(address - region.start))
     }
 
-    /// Copies page number `page` out. To be called while the guest is paused, or the copy may be torn.
+    /// Copies page number `page` out. While the guest runs the copy may be torn.
     ///
     /// # Panics
     /// There is no such page.
+    #[inline]
     pub fn read_page(&self, page: usize, into: &mut [u8; PAGE]) {
         let from = self.host(page);
         // SAFETY: `host` points at a whole mapped page of guest memory, which no Rust reference ever points into.
         unsafe { std::ptr::copy_nonoverlapping(from, into.as_mut_ptr(), PAGE) }
     }
 
-    /// Whether page number `page` holds exactly `other`. To be called while the guest is paused.
+    /// Whether page number `page` holds exactly `other`. While the guest runs the answer may be of no instant.
     ///
     /// # Panics
     /// There is no such page.
+    #[inline]
     pub fn page_is(&self, page: usize, other: &[u8; PAGE]) -> bool {
         let from = self.host(page);
         // SAFETY: both are whole pages; memcmp makes no reference to guest memory.
         unsafe { libc::memcmp(from.cast(), other.as_ptr().cast(), PAGE) == 0 }
     }
 
+    /// Whether page number `page` holds zeroes alone. While the guest runs the answer may be of no instant.
+    ///
+    /// # Panics
+    /// There is no such page.
+    #[inline]
+    pub fn is_zero(&self, page: usize) -> bool {
+        /// Compared at once: few enough to stop early, enough for the processor's widest registers.
+        const WORDS: usize = 32;
+        const BYTES: usize = WORDS * size_of::<u64>();
+        let from = self.host(page);
+        (0..PAGE / BYTES).all(|n| {
+            let mut words = [0u64; WORDS];
+            // SAFETY: `host` points at a whole mapped page of guest memory, of which these are some bytes.
+            unsafe {
+                std::ptr::copy_nonoverlapping(
+                    from.add(n * BYTES),
+                    words.as_mut_ptr().cast(),
+                    BYTES,
+                );
+            }
+            words.iter().fold(0, |all, word| all | word) == 0
+        })
+    }
+
     /// Writes page number `page`. The write counts as the machine's own.
     ///
     /// # Panics
     /// There is no such page.
+    #[inline]
     pub fn write_page(&self, page: usize, from: &[u8; PAGE]) {
-        let to = self.host(page);
-        // SAFETY: `host` points at a whole mapped page of guest memory, which no Rust reference ever points into.
+        let (index, to) = self.locate(page);
+        // SAFETY: `locate` points at a whole mapped page of guest memory, which no Rust reference ever points into.
         unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), to, PAGE) }
-        self.mark(page);
+        self.log(index).mark(page - self.regions[index].first_page);
     }
 
-    /// Counts page number `page` as written by the machine itself: for writes through raw addresses.
-    fn mark(&self, page: usize) {
-        let region = self.region_of(page).expect("the caller knows the page");
-        let index = self
-            .regions
-            .iter()
-            .position(|r| r.slot == region.slot)
-            .expect("it is one of ours");
-        self.log(index).mark(page - region.first_page);
+    /// Makes page number `page` zeroes. One that is zeroes already is not touched, so that the host need not give it.
+    /// A write counts as the machine's own.
+    ///
+    /// # Panics
+    /// There is no such page.
+    pub fn zero_page(&self, page: usize) {
+        if self.is_zero(page) {
+            return;
+        }
+        let (index, to) = self.locate(page);
+        // SAFETY: `locate` points at a whole mapped page of guest memory, which no Rust reference ever points into.
+        unsafe { std::ptr::write_bytes(to, 0, PAGE) }
+        self.log(index).mark(page - self.regions[index].first_page);
     }
 
     pub(crate) fn regions(&self) -> &[Region] {
@@ -204,18 +262,31 @@ impl Memory {
         vm_memory::mmap::MmapRegion::bitmap(region)
     }
 
-    fn region_of(&self, page: usize) -> Option<&Region> {
-        self.regions
-            .iter()
-            .find(|r| page >= r.first_page && page - r.first_page < r.pages())
+    /// Number of the region that holds page number `page`. There are at most two.
+    #[inline]
+    fn index_of(&self, page: usize) -> Option<usize> {
+        if page >= self.pages {
+            return None;
+        }
+        self.regions.iter().rposition(|r| page >= r.first_page)
     }
 
-    fn host(&self, page: usize) -> *mut u8 {
-        let region = self
-            .region_of(page)
+    /// Where page number `page` lies: the number of its region, and its address here.
+    #[inline]
+    fn locate(&self, page: usize) -> (usize, *mut u8) {
+        let index = self
+            .index_of(page)
             .unwrap_or_else(|| panic!("page {page} of {} does not exist", self.pages));
+        let region = &self.regions[index];
         // SAFETY: the page lies inside of the region's mapping.
-        unsafe { region.host.add((page - region.first_page) * PAGE) }
+        (index, unsafe {
+            region.host.add((page - region.first_page) * PAGE)
+        })
+    }
+
+    #[inline]
+    fn host(&self, page: usize) -> *mut u8 {
+        self.locate(page).1
     }
 }
 

@@ -9,11 +9,12 @@
 
 use crate::{
     Error, Memory, Paused,
-    boot::registers::{CR0_ET, CR0_PE, CR0_PG, CR4_PAE, EFER_LMA, EFER_LME},
+    boot::registers::{CR0_ET, CR0_PE, CR0_PG, CR4_PAE, EFER_LMA, EFER_LME, segment},
     config::Config,
     error::kvm,
     ioctl,
     memory::PAGE,
+    ports::Ports,
 };
 use kvm_bindings::{KVM_MP_STATE_RUNNABLE, kvm_mp_state, kvm_regs, kvm_segment};
 use kvm_ioctls::VcpuFd;
@@ -76,7 +77,7 @@ pub struct Tiny {
 }
 
 impl Tiny {
-    /// The configuration of the machine that runs it: for [`Paused::restore`].
+    /// The configuration of the machine that runs it: for [`Paused::restore`] and [`Paused::prepare`].
     pub fn config(&self) -> Config {
         Config {
             name: "tiny".into(),
@@ -97,14 +98,23 @@ impl Tiny {
     /// # Errors
     /// As [`Paused::boot`]; pages that do not exist.
     pub fn boot(&self) -> Result<Paused, Error> {
-        Paused::with_program(&self.config(), Box::new(io::sink()), |memory, vcpus| {
+        self.boot_with(&Ports::default())
+    }
+
+    /// [`Self::boot`] with `ports`. This guest has no cards and no disks, so that of them only the locking matters.
+    ///
+    /// # Errors
+    /// As [`Self::boot`]; memory that cannot be locked.
+    pub fn boot_with(&self, ports: &Ports) -> Result<Paused, Error> {
+        let program = |memory: &Memory, vcpus: &[VcpuFd]| {
             self.check(memory)?;
             write_memory(memory).map_err(|e| Error::Invalid(format!("tiny guest: {e}")))?;
             for (vcpu, index) in vcpus.iter().zip(0..) {
                 self.set_registers(vcpu, index)?;
             }
             Ok(())
-        })
+        };
+        Paused::with_program(&self.config(), Box::new(io::sink()), ports, program)
     }
 
     /// The pages that vCPU number `index` writes, in the order in which it writes them.
@@ -166,14 +176,13 @@ impl Tiny {
 
     fn set_registers(&self, vcpu: &VcpuFd, index: u8) -> Result<(), Error> {
         let mut sregs = ioctl::get_sregs2(vcpu).map_err(kvm("KVM_GET_SREGS2"))?;
-        let data = segment(0x2b, 3, false);
+        let data = segment(0x2b, 3, 3, false);
         (sregs.ds, sregs.es, sregs.fs, sregs.gs, sregs.ss) = (data, data, data, data, data);
-        sregs.cs = segment(0x33, 0xb, true);
+        sregs.cs = segment(0x33, 0xb, 3, true);
         sregs.tr = kvm_segment {
             s: 0,
-            dpl: 0,
             db: 0,
-            ..segment(0x40, 0xb, false)
+            ..segment(0x40, 0xb, 0, false)
         };
         sregs.cr0 = CR0_PE | CR0_ET | CR0_PG;
         sregs.cr3 = LEVEL_4;
@@ -200,23 +209,6 @@ impl Tiny {
             mp_state: KVM_MP_STATE_RUNNABLE,
         };
         vcpu.set_mp_state(runnable).map_err(kvm("KVM_SET_MP_STATE"))
-    }
-}
-
-/// A flat segment of privilege level 3.
-fn segment(selector: u16, kind: u8, long: bool) -> kvm_segment {
-    kvm_segment {
-        base: 0,
-        limit: u32::MAX,
-        selector,
-        type_: kind,
-        present: 1,
-        dpl: 3,
-        db: u8::from(!long),
-        s: 1,
-        l: u8::from(long),
-        g: 1,
-        ..Default::default()
     }
 }
 

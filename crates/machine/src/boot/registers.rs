@@ -52,13 +52,13 @@ const GDT_ENTRIES: [u64; 5] = [
 pub(crate) fn set(ram: &Ram, vcpu: &VcpuFd, entry: Entry) -> Result<(), Error> {
     write_tables(ram).map_err(|e| Error::Invalid(format!("boot tables: {e}")))?;
     let mut sregs = ioctl::get_sregs2(vcpu).map_err(kvm("KVM_GET_SREGS2"))?;
-    let data = segment(0x18, 3, false);
+    let data = segment(0x18, 3, 0, false);
     (sregs.ds, sregs.es, sregs.fs, sregs.gs, sregs.ss) = (data, data, data, data, data);
-    sregs.cs = segment(0x10, 0xb, true);
+    sregs.cs = segment(0x10, 0xb, 0, true);
     sregs.tr = kvm_segment {
         s: 0,
         db: 0,
-        ..segment(0x20, 0xb, false)
+        ..segment(0x20, 0xb, 0, false)
     };
     sregs.gdt.base = GDT;
     sregs.gdt.limit = u16::try_from(size_of_val(&GDT_ENTRIES) - 1).expect("40 bytes");
@@ -103,15 +103,15 @@ pub(crate) fn set_msrs(vcpu: &VcpuFd) -> Result<(), Error> {
     }
 }
 
-/// A flat segment of privilege level 0.
-fn segment(selector: u16, kind: u8, long: bool) -> kvm_segment {
+/// A flat segment of privilege level `level`: of 64-bit code if `long`, else of 32 bits.
+pub(crate) fn segment(selector: u16, kind: u8, level: u8, long: bool) -> kvm_segment {
     kvm_segment {
         base: 0,
         limit: u32::MAX,
         selector,
         type_: kind,
         present: 1,
-        dpl: 0,
+        dpl: level,
         db: u8::from(!long),
         s: 1,
         l: u8::from(long),

@@ -34,7 +34,7 @@ const SLEEP_ENABLE: u8 = 1 << 5;
 const WAKE_STATUS: u8 = 1 << 7;
 /// pvpanic: the guest panicked and will not go on.
 const PANICKED: u8 = 1 << 0;
-const VERSION: u16 = 1;
+pub(crate) const VERSION: u16 = 1;
 
 /// A vCPU writes one of these ports (or any that nobody claims). What is returned stops the machine.
 pub(crate) fn write(port: u16, data: &[u8]) -> Option<Exit> {

@@ -21,7 +21,7 @@ pub(crate) const PORT: u16 = 0x3f8;
 pub(crate) const GSI: u32 = 4;
 
 const PORTS: u16 = 8;
-const VERSION: u16 = 1;
+pub(crate) const VERSION: u16 = 1;
 /// Bytes of state before the buffered input.
 const REGISTERS: usize = 9;
 /// What the receive buffer holds at most.

@@ -15,7 +15,7 @@ mod disk;
 mod worker;
 
 pub(crate) use disk::Disk;
-pub(crate) use worker::Worker;
+pub(crate) use worker::{Log, Worker};
 
 use self::worker::{Job, Task};
 use super::{

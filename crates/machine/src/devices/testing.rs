@@ -2,14 +2,18 @@
 
 use super::{
     Devices, InterruptLine,
-    net::link::{HEADER, Header, Link, Offload, vectors},
+    net::{
+        TapWriter,
+        link::{HEADER, Header, Link, Offload, vectors},
+    },
     ring::Part,
 };
-use crate::{config::Config, memory::Ram};
+use crate::{config::Config, memory::Ram, ports::Ports};
 use std::{
+    fs::File,
     io,
     os::{
-        fd::{AsRawFd, RawFd},
+        fd::{AsRawFd, OwnedFd, RawFd},
         unix::net::UnixDatagram,
     },
     path::PathBuf,
@@ -82,6 +86,15 @@ impl Wire {
 impl Link for Wire {
     fn fd(&self) -> RawFd {
         self.socket.as_raw_fd()
+    }
+
+    fn writer(&self) -> io::Result<TapWriter> {
+        let fd: OwnedFd = self.socket.try_clone()?.into();
+        Ok(TapWriter::new(File::from(fd)))
+    }
+
+    fn interface(&self) -> Option<String> {
+        None
     }
 
     fn set_offload(&mut self, offload: Offload) -> io::Result<()> {
@@ -166,9 +179,18 @@ impl Guest {
     }
 
     pub(super) fn with_memory(config: &Config, links: Vec<Box<dyn Link>>, ram: Ram) -> Self {
+        Self::with_ports(config, links, ram, &Ports::default())
+    }
+
+    pub(super) fn with_ports(
+        config: &Config,
+        links: Vec<Box<dyn Link>>,
+        ram: Ram,
+        ports: &Ports,
+    ) -> Self {
         let pulses = Arc::<Pulses>::default();
-        let devices =
-            Devices::with_links(config, ram.clone(), Arc::clone(&pulses) as Arc<_>, links).unwrap();
+        let interrupts = Arc::clone(&pulses) as Arc<_>;
+        let devices = Devices::with_links(config, ram.clone(), interrupts, links, ports).unwrap();
         Self {
             ram,
             devices,

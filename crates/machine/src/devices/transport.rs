@@ -5,7 +5,7 @@
 
 pub(crate) mod mmio;
 mod page;
-mod saved;
+pub(crate) mod saved;
 
 use super::{
     device::{VirtioDevice, Work},

@@ -1,6 +1,6 @@
 //! Puts a machine together, in the order that KVM needs.
 
-use super::{Core, Shared, slot_of};
+use super::{Core, Life, Shared, slot_of};
 use crate::{
     Error,
     boot::{self, registers},
@@ -10,6 +10,7 @@ use crate::{
     error::kvm,
     exit::ExitLatch,
     memory::{Memory, Region},
+    ports::Ports,
     vcpu::{Bus, Caps, Team, Vcpu, cpuid},
 };
 use kvm_bindings::{
@@ -39,34 +40,41 @@ const NEEDED: [(Cap, &str); 7] = [
 ];
 
 /// A machine with a kernel in its memory.
-pub(super) fn boot(config: &Config, console: Box<dyn Write + Send>) -> Result<Core, Error> {
-    let parts = Parts::new(config, console, None)?;
-    let entry = boot::load(config, &parts.memory, &parts.devices.slots())?;
-    for vcpu in &parts.vcpus {
+pub(super) fn boot(
+    config: &Config,
+    console: Box<dyn Write + Send>,
+    ports: &Ports,
+) -> Result<Core, Error> {
+    let made = Parts::new(config, console, ports, false)?;
+    let entry = boot::load(config, &made.memory, &made.devices.slots())?;
+    for vcpu in &made.vcpus {
         registers::set_msrs(vcpu)?;
     }
-    registers::set(parts.memory.ram(), &parts.vcpus[0], entry)?;
-    parts.start(config)
+    registers::set(made.memory.ram(), &made.vcpus[0], entry)?;
+    made.devices.open_taps()?;
+    made.start(config, Life::Ready)
 }
 
-/// A machine whose memory and processors are as KVM makes them.
+/// A machine whose memory and processors are as KVM makes them, with its taps shut.
 pub(super) fn bare(
     config: &Config,
     console: Box<dyn Write + Send>,
-    cpuid: Option<Vec<kvm_cpuid_entry2>>,
+    ports: &Ports,
 ) -> Result<Core, Error> {
-    Parts::new(config, console, cpuid)?.start(config)
+    Parts::new(config, console, ports, true)?.start(config, Life::Empty)
 }
 
 /// A machine whose processors and memory `program` makes ready.
 pub(super) fn with_program(
     config: &Config,
     console: Box<dyn Write + Send>,
+    ports: &Ports,
     program: impl FnOnce(&Memory, &[VcpuFd]) -> Result<(), Error>,
 ) -> Result<Core, Error> {
-    let parts = Parts::new(config, console, None)?;
-    program(&parts.memory, &parts.vcpus)?;
-    parts.start(config)
+    let made = Parts::new(config, console, ports, false)?;
+    program(&made.memory, &made.vcpus)?;
+    made.devices.open_taps()?;
+    made.start(config, Life::Ready)
 }
 
 /// A machine before its threads.
@@ -84,7 +92,8 @@ impl Parts {
     fn new(
         config: &Config,
         console: Box<dyn Write + Send>,
-        cpuid: Option<Vec<kvm_cpuid_entry2>>,
+        ports: &Ports,
+        shut: bool,
     ) -> Result<Self, Error> {
         check(config)?;
         let kvm = open()?;
@@ -94,19 +103,16 @@ impl Parts {
             .map_err(self::kvm("KVM_SET_TSS_ADDR"))?;
         let chipset = Arc::new(Chipset::new(Arc::clone(&vm), console)?);
         let memory = Memory::new(config.memory)?;
+        if ports.lock_memory {
+            memory.lock()?;
+        }
         for region in memory.regions() {
             set_slot(&vm, region, 0)?;
         }
-        let devices = Devices::new(config, memory.ram().clone(), chipset.lines())?;
+        let ram = memory.ram().clone();
+        let devices = Devices::new(config, ram, chipset.lines(), ports, shut)?;
         connect(&vm, &devices, memory.regions().len())?;
-        let cpuid = if let Some(captured) = cpuid {
-            captured
-        } else {
-            let supported = kvm
-                .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
-                .map_err(self::kvm("KVM_GET_SUPPORTED_CPUID"))?;
-            cpuid::common(supported.as_slice(), config.vcpus)
-        };
+        let cpuid = guest_cpuid(&kvm, config.vcpus)?;
         let vcpus = (0..config.vcpus)
             .map(|index| {
                 let vcpu = vm
@@ -128,12 +134,8 @@ impl Parts {
         })
     }
 
-    fn start(self, config: &Config) -> Result<Core, Error> {
-        let listed = self
-            .kvm
-            .get_msr_index_list()
-            .map_err(kvm("KVM_GET_MSR_INDEX_LIST"))?;
-        let caps = Arc::new(Caps::new(&self.vm, &self.vcpus[0], listed.as_slice())?);
+    fn start(self, config: &Config, life: Life) -> Result<Core, Error> {
+        let caps = Arc::new(caps(&self.kvm, &self.vm, &self.vcpus[0])?);
         let vcpus = self
             .vcpus
             .into_iter()
@@ -162,12 +164,29 @@ impl Parts {
             cpuid: self.cpuid,
             vcpus: config.vcpus,
             tracking: false,
+            life,
         })
     }
 }
 
+/// What every vCPU of a machine with `vcpus` of them has in common on this host.
+pub(super) fn guest_cpuid(kvm: &Kvm, vcpus: u8) -> Result<Vec<kvm_cpuid_entry2>, Error> {
+    let supported = kvm
+        .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
+        .map_err(self::kvm("KVM_GET_SUPPORTED_CPUID"))?;
+    Ok(cpuid::common(supported.as_slice(), vcpus))
+}
+
+/// What the state of a vCPU consists of on this host. `first` has its CPUID.
+pub(super) fn caps(kvm: &Kvm, vm: &VmFd, first: &VcpuFd) -> Result<Caps, Error> {
+    let listed = kvm
+        .get_msr_index_list()
+        .map_err(self::kvm("KVM_GET_MSR_INDEX_LIST"))?;
+    Caps::new(vm, first, listed.as_slice())
+}
+
 /// Refuses what cannot be built.
-fn check(config: &Config) -> Result<(), Error> {
+pub(super) fn check(config: &Config) -> Result<(), Error> {
     if config.vcpus == 0 || config.vcpus > VCPUS_MAX {
         return Err(Error::Invalid(format!(
             "{} vCPUs: a machine has 1 to {VCPUS_MAX}",
@@ -186,7 +205,7 @@ fn check(config: &Config) -> Result<(), Error> {
 }
 
 /// Opens KVM and checks that it can do what is needed.
-fn open() -> Result<Kvm, Error> {
+pub(super) fn open() -> Result<Kvm, Error> {
     let unusable = |source| Error::Host {
         what: "/dev/kvm".into(),
         source,
@@ -203,7 +222,7 @@ fn open() -> Result<Kvm, Error> {
 }
 
 /// The guest has none (its CPUID says so); where KVM lets us, it need not even emulate them.
-fn disable_performance_counters(vm: &VmFd) {
+pub(super) fn disable_performance_counters(vm: &VmFd) {
     let disable = kvm_enable_cap {
         cap: KVM_CAP_PMU_CAPABILITY,
         args: [KVM_PMU_CAP_DISABLE.into(), 0, 0, 0],

@@ -49,8 +49,8 @@ pub(crate) fn common(supported: &[kvm_cpuid_entry2], vcpus: u8) -> Vec<kvm_cpuid
                 let sharing = if level > 2 { n - 1 } else { 0 };
                 e.eax = e.eax & 0x3fff | sharing << 14;
             }
-            // One thread a core, one node.
-            0x8000_001e => (e.ebx, e.ecx) = (0, 0),
+            // One thread a core, one node. (EAX is the number of whichever processor this ran on.)
+            0x8000_001e => (e.eax, e.ebx, e.ecx) = (0, 0, 0),
             _ => {}
         }
         entries.push(e);

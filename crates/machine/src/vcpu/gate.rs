@@ -17,6 +17,8 @@ pub(super) enum Order {
     Park,
     /// Saves the vCPU's state into its box.
     Save,
+    /// Makes ready to take state: the CPUID from its box, if there is one, and a time stamp counter that is nobody's.
+    Clear,
     /// Takes the vCPU's state from its box.
     Restore,
     /// Ends the thread.
@@ -153,7 +155,7 @@ mod tests {
                                 gate.done(seen);
                             }
                             Order::Stop => return,
-                            Order::Park | Order::Restore => gate.done(seen),
+                            Order::Park | Order::Clear | Order::Restore => gate.done(seen),
                         }
                     }
                 })

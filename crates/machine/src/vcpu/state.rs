@@ -8,7 +8,7 @@ use crate::{
     state::{Fields, Reader, StateError, kind},
 };
 use kvm_bindings::{
-    kvm_debugregs, kvm_lapic_state, kvm_mp_state, kvm_msr_entry, kvm_regs, kvm_vcpu_events,
+    CpuId, kvm_debugregs, kvm_lapic_state, kvm_mp_state, kvm_msr_entry, kvm_regs, kvm_vcpu_events,
     kvm_xcrs,
 };
 use kvm_ioctls::{Cap, VcpuFd, VmFd};
@@ -22,9 +22,11 @@ pub(crate) const VERSION: u16 = 1;
 #[derive(Debug)]
 pub(crate) struct Caps {
     /// Bytes of the extended processor state.
-    xsave: usize,
+    pub(crate) xsave: usize,
     /// MSRs that are saved, in the order of restoring.
-    msrs: Vec<u32>,
+    pub(crate) msrs: Vec<u32>,
+    /// All that KVM lists.
+    listed: Vec<u32>,
 }
 
 impl Caps {
@@ -37,6 +39,7 @@ impl Caps {
                 .max(XSAVE_MIN)
                 .next_multiple_of(8),
             msrs: msrs::choose(first, listed).map_err(kvm("KVM_GET_MSRS"))?,
+            listed: listed.to_vec(),
         })
     }
 }
@@ -58,6 +61,42 @@ impl Vcpu {
             fd,
             index,
             caps,
+        }
+    }
+
+    /// Changes what the guest sees of its processors, and with it the MSRs that it has. Only before it first runs.
+    pub(crate) fn set_cpuid(&mut self, cpuid: &CpuId) -> Result<(), Error> {
+        self.fd.set_cpuid2(cpuid).map_err(kvm("KVM_SET_CPUID2"))?;
+        let chosen = msrs::choose(&self.fd, &self.caps.listed).map_err(kvm("KVM_GET_MSRS"))?;
+        self.msrs = msrs::buffer(&chosen);
+        self.caps = Arc::new(Caps {
+            xsave: self.caps.xsave,
+            msrs: chosen,
+            listed: self.caps.listed.clone(),
+        });
+        Ok(())
+    }
+
+    /// Moves the time stamp counter far from any that a guest has.
+    ///
+    /// KVM takes a counter that is written within a second of where the machine's last written one would be now for the
+    /// same, and gives it that one's value instead. So state that is loaded after other state of the same guest would get a
+    /// counter that is up to a second off, backwards as well. All vCPUs must be moved away before the first is restored;
+    /// among those that are restored together, KVM's guess is what keeps them equal.
+    pub(crate) fn forget_time(&mut self) -> Result<(), Error> {
+        /// Decades of running, at any clock rate.
+        const FAR: u64 = 1 << 62;
+        let far = kvm_msr_entry {
+            index: msrs::TSC,
+            data: FAR,
+            ..Default::default()
+        };
+        match ioctl::set_msrs(&self.fd, &MsrBuffer::new(&[far])) {
+            Ok(1) => Ok(()),
+            Ok(_) => Err(kvm("KVM_SET_MSRS")(io::Error::other(
+                "the time stamp counter cannot be set",
+            ))),
+            Err(error) => Err(kvm("KVM_SET_MSRS")(error)),
         }
     }
 

@@ -1,7 +1,7 @@
 //! The threads of all vCPUs of one machine.
 
 use super::{
-    Bus, Vcpu,
+    Bus, Vcpu, cpuid,
     gate::{Gate, Order},
     run,
 };
@@ -11,6 +11,7 @@ use crate::{
     state::{Fields, Reader, Writer, kind},
     vcpu::state,
 };
+use kvm_bindings::{CpuId, kvm_cpuid_entry2};
 use std::{
     convert::Infallible,
     io,
@@ -48,6 +49,8 @@ impl Kick {
 struct Mailbox {
     /// The payload of the vCPU's section.
     payload: Vec<u8>,
+    /// What the vCPU is to be from now on.
+    cpuid: Option<CpuId>,
     failure: Option<Error>,
 }
 
@@ -172,23 +175,34 @@ impl Team {
         Ok(())
     }
 
-    /// Takes the vCPUs' sections.
-    pub(crate) fn restore(&mut self, reader: &mut Reader<'_>) -> Result<(), Error> {
+    /// Takes the vCPUs' sections, and before them a new CPUID if there is one (only before they first run).
+    pub(crate) fn restore(
+        &mut self,
+        reader: &mut Reader<'_>,
+        cpuid: Option<&[kvm_cpuid_entry2]>,
+    ) -> Result<(), Error> {
         self.finish_saving()?;
         for (mailbox, index) in self.shared.boxes.iter().zip(0..) {
             let fields = state::section(reader, index)?;
             let mut mailbox = lock(mailbox);
             mailbox.payload.clear();
             mailbox.payload.extend_from_slice(fields.rest());
+            mailbox.cpuid = cpuid.map(|common| cpuid::of_vcpu(common, index));
         }
-        self.shared.gate.order(Order::Restore);
+        self.order_and_check(Order::Clear)?;
+        self.order_and_check(Order::Restore)
+    }
+
+    /// Gives an order that can fail, and waits until all have obeyed.
+    fn order_and_check(&self, order: Order) -> Result<(), Error> {
+        self.shared.gate.order(order);
         self.wait()?;
-        for mailbox in &self.shared.boxes {
-            if let Some(error) = lock(mailbox).failure.take() {
-                return Err(error);
-            }
+        let failures = self.shared.boxes.iter().map(|b| lock(b).failure.take());
+        // All are taken, the first is told.
+        match failures.fold(None, |first: Option<Error>, next| first.or(next)) {
+            None => Ok(()),
+            Some(error) => Err(error),
         }
-        Ok(())
     }
 
     /// A way to the exit counters that outlives the team.
@@ -278,6 +292,16 @@ impl Shared {
                 Order::Save => {
                     let mut mailbox = lock(&self.boxes[index]);
                     mailbox.failure = vcpu.save(&mut mailbox.payload).err();
+                    drop(mailbox);
+                    self.gate.done(seen);
+                }
+                Order::Clear => {
+                    let mut mailbox = lock(&self.boxes[index]);
+                    let set = match mailbox.cpuid.take() {
+                        Some(cpuid) => vcpu.set_cpuid(&cpuid),
+                        None => Ok(()),
+                    };
+                    mailbox.failure = set.and_then(|()| vcpu.forget_time()).err();
                     drop(mailbox);
                     self.gate.done(seen);
                 }

@@ -273,7 +273,7 @@ fn a_full_host_gives_an_error_not_a_dead_process() {
         physical_exponent: 3,
     };
     let counters = Arc::<super::super::counters::BlockCounters>::default();
-    let worker = Worker::new(disk.file, "full".into(), Arc::clone(&counters));
+    let worker = Worker::new(disk.file, "full".into(), Arc::clone(&counters), None);
     for _ in 0..2 {
         worker.todo(Job {
             era: 0,

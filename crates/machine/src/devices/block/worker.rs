@@ -1,6 +1,7 @@
 //! File input and output of one disk, on a thread of its own and without guest memory.
 
 use super::super::counters::BlockCounters;
+use crate::ports::DiskLog;
 use std::{
     collections::VecDeque,
     fs::File,
@@ -62,11 +63,19 @@ pub(super) struct Job {
     pub(super) status: u32,
 }
 
+/// Who learns of this disk's writes.
+pub(crate) struct Log {
+    /// The disk's number there.
+    pub(crate) disk: usize,
+    pub(crate) to: Arc<dyn DiskLog>,
+}
+
 /// Does the jobs of one disk, strictly in order.
 pub(crate) struct Worker {
     file: File,
     name: String,
     counters: Arc<BlockCounters>,
+    log: Option<Log>,
     todo: Mutex<VecDeque<Job>>,
     done: Mutex<VecDeque<Job>>,
     spare: Mutex<Vec<u8>>,
@@ -80,12 +89,18 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Worker {
-    /// A worker on `file`, which `name` names in the log.
-    pub(crate) fn new(file: File, name: String, counters: Arc<BlockCounters>) -> Self {
+    /// A worker on `file`, which `name` names in messages. `log` learns of each write before it can be answered.
+    pub(crate) fn new(
+        file: File,
+        name: String,
+        counters: Arc<BlockCounters>,
+        log: Option<Log>,
+    ) -> Self {
         Self {
             file,
             name,
             counters,
+            log,
             todo: Mutex::default(),
             done: Mutex::default(),
             spare: Mutex::default(),
@@ -169,19 +184,30 @@ impl Worker {
                 }
                 counters.writes.add(1);
                 counters.bytes_written.add(bytes);
+                if let Some(log) = &self.log {
+                    log.to.wrote(log.disk, *at, data);
+                    if *durable {
+                        log.to.flushed(log.disk);
+                    }
+                }
             }
             Task::Flush => {
                 self.file.sync_data()?;
                 counters.flushes.add(1);
+                if let Some(log) = &self.log {
+                    log.to.flushed(log.disk);
+                }
             }
             Task::Discard(ranges) => {
                 for range in ranges {
                     self.punch(*range)?;
+                    self.zeroed(*range);
                 }
             }
             Task::Zero(ranges) => {
                 for range in ranges {
                     self.zero(*range)?;
+                    self.zeroed(*range);
                 }
             }
             Task::Answer => (),
@@ -190,6 +216,14 @@ impl Worker {
         Ok(VIRTIO_BLK_S_OK)
     }
 
+    fn zeroed(&self, range: Range) {
+        if let Some(log) = &self.log {
+            log.to.zeroed(log.disk, range.at, range.length);
+        }
+    }
+
+    /// Gives space back. A range so punched reads as zeros, of a file as of a block device (which the kernel zeros by
+    /// this call, or refuses).
     fn punch(&self, range: Range) -> io::Result<()> {
         let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
         super::disk::fallocate(self.file.as_raw_fd(), mode, range.at, range.length)

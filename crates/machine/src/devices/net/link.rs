@@ -1,6 +1,6 @@
 //! Where a card's frames go: the host's side of the cable.
 
-use super::super::ring::Part;
+use super::{super::ring::Part, writer::TapWriter};
 use std::{io, os::fd::RawFd};
 
 /// Length of the virtio-net header in bytes, the count of buffers included (virtio 1.2, 5.1.6).
@@ -31,6 +31,12 @@ pub(crate) struct Offload {
 pub(crate) trait Link: Send {
     /// A descriptor that is readable while a frame waits. It stays the same.
     fn fd(&self) -> RawFd;
+
+    /// A way for frames that do not come from the card.
+    fn writer(&self) -> io::Result<TapWriter>;
+
+    /// The name of the interface that is to be brought up before frames pass; `None` where there is none.
+    fn interface(&self) -> Option<String>;
 
     /// Says what received frames may leave undone.
     fn set_offload(&mut self, offload: Offload) -> io::Result<()>;

@@ -5,6 +5,7 @@
 use super::{
     super::ring::{PARTS_MAX, Part},
     link::{HEADER, Header, Link, Offload, vectors},
+    writer::TapWriter,
 };
 use crate::Error;
 use std::{
@@ -44,11 +45,12 @@ struct Vectors(Vec<libc::iovec>);
 unsafe impl Send for Vectors {}
 
 impl Tap {
-    /// Opens (and, if it is missing, makes) the tap of a card, sets its MTU, joins it to its bridge and brings it up.
+    /// Opens (and, if it is missing, makes) the tap of a card, sets its MTU and joins it to its bridge. It does not bring
+    /// it up, which [`open`] does; one that is `shut` is down and empty on return, even if it was up before.
     ///
     /// # Errors
     /// What is missing, busy or forbidden, and what to do about it.
-    pub(crate) fn open(nic: &crate::config::Nic) -> Result<Self, Error> {
+    pub(crate) fn new(nic: &crate::config::Nic, shut: bool) -> Result<Self, Error> {
         let name = &nic.tap;
         let mut request = request(name).ok_or_else(|| {
             Error::Invalid(format!(
@@ -91,7 +93,7 @@ impl Tap {
             )
         };
         check(done).map_err(fail(format!("tap {name}: header of {HEADER} bytes")))?;
-        let tap = Self {
+        let mut tap = Self {
             file,
             name: name.clone(),
             vectors: Vectors::default(),
@@ -104,13 +106,24 @@ impl Tap {
             "tap {name}: MTU {} (this needs the capability CAP_NET_ADMIN)",
             nic.mtu
         )))?;
+        if shut {
+            set_up(&socket, name, false).map_err(fail(format!(
+                "tap {name}: shutting it until the machine runs here (this needs the capability CAP_NET_ADMIN)"
+            )))?;
+            tap.empty();
+        }
         if let Some(bridge) = &nic.bridge {
             join(&socket, name, bridge)?;
         }
-        bring_up(&socket, name).map_err(fail(format!(
-            "tap {name}: bringing it up (this needs the capability CAP_NET_ADMIN)"
-        )))?;
         Ok(tap)
+    }
+
+    /// Drops the frames that came while the tap was up before: they would be stale when the machine runs. A tap that is
+    /// down gets no more of them.
+    fn empty(&mut self) {
+        let mut byte = [0];
+        // A frame is dropped whole, however little of it is read.
+        while self.receive_copy(&mut byte).is_ok() {}
     }
 
     fn offload(&self, offload: Offload) -> io::Result<()> {
@@ -139,6 +152,14 @@ impl Tap {
 impl Link for Tap {
     fn fd(&self) -> RawFd {
         self.file.as_raw_fd()
+    }
+
+    fn writer(&self) -> io::Result<TapWriter> {
+        Ok(TapWriter::new(self.file.try_clone()?))
+    }
+
+    fn interface(&self) -> Option<String> {
+        Some(self.name.clone())
     }
 
     fn set_offload(&mut self, offload: Offload) -> io::Result<()> {
@@ -285,7 +306,20 @@ fn set_mtu(socket: &OwnedFd, name: &str, mtu: u16) -> io::Result<()> {
     })
 }
 
-fn bring_up(socket: &OwnedFd, name: &str) -> io::Result<()> {
+/// Brings the tap named `name` up, so that frames pass. One that is up already is left alone.
+///
+/// # Errors
+/// It is gone, or this user may not.
+pub(crate) fn open(name: &str) -> Result<(), Error> {
+    control_socket()
+        .and_then(|socket| set_up(&socket, name, true))
+        .map_err(|source| Error::Host {
+            what: format!("tap {name}: bringing it up (this needs the capability CAP_NET_ADMIN)"),
+            source,
+        })
+}
+
+fn set_up(socket: &OwnedFd, name: &str, wanted: bool) -> io::Result<()> {
     let mut request = named(name)?;
     // SAFETY: SIOCGIFFLAGS writes one ifreq.
     check(unsafe {
@@ -298,10 +332,10 @@ fn bring_up(socket: &OwnedFd, name: &str) -> io::Result<()> {
     // SAFETY: the call succeeded and wrote this member.
     let flags = unsafe { request.ifr_ifru.ifru_flags };
     let up = libc::IFF_UP as libc::c_short;
-    if flags & up != 0 {
+    if (flags & up != 0) == wanted {
         return Ok(());
     }
-    request.ifr_ifru.ifru_flags = flags | up;
+    request.ifr_ifru.ifru_flags = if wanted { flags | up } else { flags & !up };
     // SAFETY: SIOCSIFFLAGS reads one ifreq.
     check(unsafe {
         libc::ioctl(

@@ -33,6 +33,13 @@ fn nic(bridge: Option<&str>) -> Nic {
     }
 }
 
+/// A tap as a machine that runs at once has it.
+fn opened(nic: &Nic) -> Result<Tap, Error> {
+    let tap = Tap::new(nic, false)?;
+    open(&nic.tap)?;
+    Ok(tap)
+}
+
 /// Asks `ip` in this thread's namespace.
 fn ip(arguments: &str) -> String {
     let output = Command::new("ip")
@@ -47,7 +54,7 @@ fn ip(arguments: &str) -> String {
 fn a_tap_is_made_joined_brought_up_and_gone_at_the_end() {
     alone(|| {
         ip("link add br0 type bridge");
-        let mut tap = Tap::open(&nic(Some("br0"))).unwrap();
+        let mut tap = opened(&nic(Some("br0"))).unwrap();
         let link = ip("-o -d link show t0");
         for part in [
             "mtu 9000",
@@ -79,7 +86,7 @@ fn a_tap_is_made_joined_brought_up_and_gone_at_the_end() {
 #[test]
 fn frames_pass_in_both_directions_with_their_headers() {
     alone(|| {
-        let mut one = Tap::open(&nic(None)).unwrap();
+        let mut one = opened(&nic(None)).unwrap();
         ip("link add br0 type bridge forward_delay 0");
         ip("link set br0 up");
         ip("link set t0 master br0");
@@ -92,7 +99,7 @@ fn frames_pass_in_both_directions_with_their_headers() {
         assert!(ip("-o link show t0").contains("master br0"));
         let mut second = nic(Some("br0"));
         second.tap = "t1".into();
-        let mut two = Tap::open(&second).unwrap();
+        let mut two = opened(&second).unwrap();
         let ram = super::super::super::testing::memory();
         let mut frame = vec![0xff; 6];
         frame.extend([2, 0, 0, 0, 0, 9, 0x88, 0xb5]);
@@ -105,7 +112,7 @@ fn frames_pass_in_both_directions_with_their_headers() {
                 length: frame.len() as u32,
             };
             vm_memory::Bytes::write_slice(&ram, &frame, span.address).unwrap();
-            super::super::slices(&ram, [span], 0, &mut parts).unwrap();
+            super::super::super::ring::slices(&ram, [span], 0, &mut parts).unwrap();
             one.send(&[0; HEADER], &parts).unwrap();
             // Other frames (the host's own multicast) may come first.
             while let Ok(length) = two.receive_copy(&mut buffer) {
@@ -121,7 +128,7 @@ fn frames_pass_in_both_directions_with_their_headers() {
 #[test]
 fn what_is_missing_or_wrong_is_told_by_name() {
     alone(|| {
-        let refused = |nic: &Nic| Tap::open(nic).map(|_| ()).unwrap_err().to_string();
+        let refused = |nic: &Nic| opened(nic).map(|_| ()).unwrap_err().to_string();
         let error = refused(&nic(Some("nobridge")));
         assert!(
             error.contains("no bridge nobridge") && error.contains("ip link add"),
@@ -142,9 +149,9 @@ fn what_is_missing_or_wrong_is_told_by_name() {
 #[test]
 fn a_busy_tap_is_waited_for_as_long_as_a_dying_process_needs() {
     alone(|| {
-        let first = Tap::open(&nic(None)).unwrap();
+        let first = opened(&nic(None)).unwrap();
         let started = Instant::now();
-        let error = Tap::open(&nic(None)).map(|_| ()).unwrap_err().to_string();
+        let error = opened(&nic(None)).map(|_| ()).unwrap_err().to_string();
         assert!(error.contains("in use by another process"), "{error}");
         assert!(started.elapsed() >= BUSY_MAX);
         let closer = std::thread::spawn(move || {
@@ -152,7 +159,7 @@ fn a_busy_tap_is_waited_for_as_long_as_a_dying_process_needs() {
             std::thread::sleep(Duration::from_millis(100));
             drop(first);
         });
-        Tap::open(&nic(None)).unwrap();
+        opened(&nic(None)).unwrap();
         closer.join().unwrap();
     });
 }

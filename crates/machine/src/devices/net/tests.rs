@@ -1,18 +1,24 @@
 //! The card, driven as a guest drives it, with the other end of its link in the test.
 
 use super::super::testing::{DATA, Driver, Guest, NEXT, WRITE, Wire, clean, config, dirty, until};
-use super::*;
+use super::{link::Header, *};
 use crate::{
     config::Nic,
+    devices::ring::Part,
     state::{Reader, Writer},
 };
 use std::{
+    io,
     os::unix::net::UnixDatagram,
     sync::{Mutex, mpsc},
     thread,
     time::Duration,
 };
-use virtio_bindings::{virtio_config::VIRTIO_F_VERSION_1, virtio_ring::VIRTIO_RING_F_EVENT_IDX};
+use virtio_bindings::{
+    virtio_config::VIRTIO_F_VERSION_1,
+    virtio_net::{VIRTIO_NET_HDR_F_NEEDS_CSUM, VIRTIO_NET_HDR_GSO_TCPV4, VIRTIO_NET_HDR_GSO_TCPV6},
+    virtio_ring::VIRTIO_RING_F_EVENT_IDX,
+};
 use vm_memory::{Bytes, GuestAddress};
 
 const PLAIN: u64 = 1 << VIRTIO_F_VERSION_1 | 1 << VIRTIO_NET_F_MAC;
@@ -368,6 +374,14 @@ struct Slow {
 impl Link for Slow {
     fn fd(&self) -> RawFd {
         self.wire.fd()
+    }
+
+    fn writer(&self) -> io::Result<TapWriter> {
+        self.wire.writer()
+    }
+
+    fn interface(&self) -> Option<String> {
+        None
     }
 
     fn set_offload(&mut self, offload: Offload) -> io::Result<()> {

@@ -9,7 +9,7 @@ use virtio_bindings::virtio_config::{
 use virtio_queue::{Queue, QueueState, QueueT};
 
 /// Version of the sections of transports and of devices.
-const VERSION: u16 = 1;
+pub(crate) const VERSION: u16 = 1;
 
 impl Mmio {
     /// Writes two sections: the transport's and the device's, both with the slot's number.
