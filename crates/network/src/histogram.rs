@@ -230,6 +230,7 @@ mod tests {
             let told = u64::try_from(delays.quantile(q).as_nanos()).unwrap();
             prop_assert!(told >= exact && told - exact <= exact / 32, "{told} for {exact}");
             prop_assert_eq!(delays.max(), ns(*values.last().unwrap()));
+            prop_assert_eq!(delays.quantile(1.0), delays.max());
             prop_assert_eq!(delays.mean(), ns(values.iter().sum::<u64>() / values.len() as u64));
         }
 

@@ -91,6 +91,10 @@ fn only_frames_of_the_card_itself_count() {
     addresses.learn(0, &arp_request(OTHER, SERVER, None));
     addresses.learn(1, &arp_request(CARDS[0], SERVER, None));
     addresses.learn(2, &arp_request(CARDS[0], SERVER, None));
+    // Frames of others that the guest only bridges.
+    let mut bridged = udp(SERVER.into(), None);
+    bridged[6..12].copy_from_slice(&OTHER);
+    addresses.learn(0, &bridged);
     assert_eq!(addresses.known(), []);
     assert_eq!(addresses.version(), 0);
     addresses.learn(0, &arp_request(CARDS[0], SERVER, None));
