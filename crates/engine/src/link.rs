@@ -96,6 +96,17 @@ pub enum LinkError {
     },
 }
 
+impl LinkError {
+    /// Whether the other side was only too slow, or was not there in time.
+    pub fn is_timeout(&self) -> bool {
+        match self {
+            LinkError::TimedOut(_) => true,
+            LinkError::Stranger { why, .. } => why.is_timeout(),
+            _ => false,
+        }
+    }
+}
+
 impl From<io::Error> for LinkError {
     fn from(error: io::Error) -> LinkError {
         if error.kind() == io::ErrorKind::BrokenPipe {

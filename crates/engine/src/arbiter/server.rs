@@ -1,0 +1,311 @@
+//! The server: one thread, one store.
+
+use std::collections::HashMap;
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::AsFd;
+use std::path::PathBuf;
+
+use romulus_protocol::arbiter::{Action, Answer, Arbiter, Event};
+use romulus_protocol::record::Record;
+use romulus_protocol::wire::{decode_request, encode_answer};
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno;
+use thiserror::Error;
+
+use crate::datagram::{LONGEST, Limit, Socket};
+use crate::identity::{IdentityError, Key, Public, Secret};
+
+use super::disk::{Directory, Disk};
+use super::store::{Store, StoreError};
+use super::{NAME, Name, PURPOSE, name};
+
+/// The most datagrams taken from one socket before the others have their turn.
+const TURN: usize = 64;
+
+/// What an arbiter needs.
+#[derive(Debug)]
+pub struct ServerConfig {
+    /// Where it listens (UDP).
+    pub listen: Vec<SocketAddr>,
+    /// The directory of its store, which is made if it is not there.
+    pub store: PathBuf,
+    /// Its secret.
+    pub secret: Secret,
+    /// The hosts that it answers. Nobody else is answered at all.
+    pub allowed: Vec<Public>,
+}
+
+/// Why an arbiter cannot start or go on.
+#[derive(Debug, Error)]
+pub enum ServerError {
+    /// The store.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// A host's identity cannot be used.
+    #[error("the host {host} cannot be allowed: {error}")]
+    Host {
+        /// The host.
+        host: Public,
+        /// Why.
+        error: IdentityError,
+    },
+    /// Two hosts' identities begin alike in their digests.
+    #[error("the hosts {0} and {1} cannot be told apart: make a new identity for one of them")]
+    Alike(Public, Public),
+    /// It cannot listen.
+    #[error("the arbiter cannot listen at {address}: {error}")]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// Why it failed.
+        error: io::Error,
+    },
+    /// It cannot wait for datagrams.
+    #[error("the arbiter cannot wait for requests: {0}")]
+    Wait(#[source] io::Error),
+}
+
+#[derive(Debug)]
+struct Host {
+    public: Public,
+    key: Key,
+}
+
+/// Where an answer goes.
+#[derive(Clone, Copy, Debug)]
+struct Asker {
+    socket: usize,
+    address: SocketAddr,
+    name: Name,
+}
+
+/// An arbiter with its store open and its sockets bound.
+#[derive(Debug)]
+pub struct Server {
+    sockets: Vec<Socket>,
+    addresses: Vec<SocketAddr>,
+    court: Court<Directory>,
+}
+
+impl Server {
+    /// Opens the store and listens. A store that is empty is a beginning: hosts notice records
+    /// that are absent or lower than those they know.
+    ///
+    /// # Errors
+    /// When the store is damaged or another server's, or an address is not this computer's.
+    pub fn open(config: ServerConfig) -> Result<Server, ServerError> {
+        let hosts = hosts(&config.secret, config.allowed)?;
+        let (store, records) = Store::open(&config.store)?;
+        let (mut sockets, mut addresses) = (Vec::new(), Vec::new());
+        for address in config.listen {
+            let failed = |error| ServerError::Listen { address, error };
+            let socket = Socket::bind(address).map_err(failed)?;
+            addresses.push(socket.address().map_err(failed)?);
+            sockets.push(socket);
+        }
+        tracing::info!(
+            machines = records.len(), hosts = hosts.len(), store = %config.store.display(),
+            "the arbiter is open"
+        );
+        Ok(Server {
+            sockets,
+            addresses,
+            court: Court::new(hosts, store, records),
+        })
+    }
+
+    /// Where it listens, in the order of [`ServerConfig::listen`], with the ports that the system
+    /// chose.
+    pub fn addresses(&self) -> &[SocketAddr] {
+        &self.addresses
+    }
+
+    /// Answers requests until `stop` becomes readable.
+    ///
+    /// # Errors
+    /// When it cannot wait for requests any more.
+    pub fn run(mut self, stop: impl AsFd) -> Result<(), ServerError> {
+        let mut buffer = vec![0; LONGEST];
+        loop {
+            let mut fds = vec![PollFd::new(&stop, PollFlags::IN)];
+            let sockets = self.sockets.iter();
+            fds.extend(sockets.map(|socket| PollFd::new(socket, PollFlags::IN)));
+            match poll(&mut fds, None) {
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(error) => return Err(ServerError::Wait(error.into())),
+            }
+            if !fds[0].revents().is_empty() {
+                return Ok(());
+            }
+            for index in 0..self.sockets.len() {
+                self.turn(index, &mut buffer);
+            }
+        }
+    }
+
+    fn turn(&mut self, index: usize, buffer: &mut [u8]) {
+        for _ in 0..TURN {
+            match self.sockets[index].receive(buffer) {
+                Ok(Some((length, address))) => {
+                    let sockets = &self.sockets;
+                    self.court
+                        .hear(&buffer[..length], index, address, |bytes, to: Asker| {
+                            sockets[to.socket].send(bytes, to.address)
+                        });
+                }
+                Ok(None) => return,
+                // The network's opinion of an answer sent earlier.
+                Err(error) => self.court.unsent(&error),
+            }
+        }
+    }
+}
+
+/// The hosts by name, with the keys made beforehand.
+fn hosts(secret: &Secret, allowed: Vec<Public>) -> Result<HashMap<Name, Host>, ServerError> {
+    let mut hosts: HashMap<Name, Host> = HashMap::new();
+    for public in allowed {
+        let key = secret
+            .shared(&public, PURPOSE)
+            .map_err(|error| ServerError::Host {
+                host: public,
+                error,
+            })?;
+        let old = hosts.insert(name(&public), Host { public, key });
+        if let Some(old) = old.filter(|old| old.public != public) {
+            return Err(ServerError::Alike(old.public, public));
+        }
+    }
+    Ok(hosts)
+}
+
+/// The arbiter, its store and those who may ask; without the network.
+#[derive(Debug)]
+pub(super) struct Court<D> {
+    hosts: HashMap<Name, Host>,
+    arbiter: Arbiter,
+    store: Store<D>,
+    askers: HashMap<u64, Asker>,
+    next: u64,
+    out: Vec<u8>,
+    dropped: Limit,
+    unstored: Limit,
+    unsent: Limit,
+}
+
+impl<D: Disk> Court<D> {
+    fn new(hosts: HashMap<Name, Host>, store: Store<D>, records: Vec<Record>) -> Court<D> {
+        Court {
+            hosts,
+            arbiter: Arbiter::new(records),
+            store,
+            askers: HashMap::new(),
+            next: 0,
+            out: Vec::new(),
+            dropped: Limit::default(),
+            unstored: Limit::default(),
+            unsent: Limit::default(),
+        }
+    }
+
+    /// Takes one datagram and does all that follows from it.
+    fn hear(
+        &mut self,
+        bytes: &[u8],
+        socket: usize,
+        address: SocketAddr,
+        mut send: impl FnMut(&[u8], Asker) -> io::Result<()>,
+    ) {
+        let Some((name, request)) = self.admit(bytes, address) else {
+            return;
+        };
+        let client = self.next;
+        self.next += 1;
+        self.askers.insert(
+            client,
+            Asker {
+                socket,
+                address,
+                name,
+            },
+        );
+        self.arbiter.handle(Event::Request { client, request });
+        while let Some(action) = self.arbiter.poll() {
+            match action {
+                Action::Store(record) => {
+                    let event = self.keep(&record);
+                    self.arbiter.handle(event);
+                }
+                Action::Answer { client, answer } => self.answer(client, &answer, &mut send),
+            }
+        }
+    }
+
+    fn admit(
+        &mut self,
+        bytes: &[u8],
+        from: SocketAddr,
+    ) -> Option<(Name, romulus_protocol::arbiter::Request)> {
+        let named = bytes.split_first_chunk::<NAME>();
+        let host = named.and_then(|(name, frame)| Some((name, frame, self.hosts.get(name)?)));
+        let why = match host {
+            None => "no host of this name is allowed".to_owned(),
+            Some((name, frame, host)) => match decode_request(frame, &host.key) {
+                Ok(request) => return Some((*name, request)),
+                Err(why) => why.to_string(),
+            },
+        };
+        if let Some(silenced) = self.dropped.event() {
+            tracing::warn!(%from, silenced, "a request was dropped: {why}");
+        }
+        None
+    }
+
+    fn keep(&mut self, record: &Record) -> Event {
+        match self.store.store(record) {
+            Ok(()) => {
+                tracing::info!(
+                    machine = %record.machine, generation = %record.generation,
+                    runner = %record.runner, heir = ?record.heir, phase = ?record.phase,
+                    "the record has changed"
+                );
+                Event::Stored(record.machine)
+            }
+            Err(error) => {
+                if let Some(silenced) = self.unstored.event() {
+                    tracing::error!(
+                        machine = %record.machine, silenced,
+                        "a change is refused since it cannot be stored: {error}"
+                    );
+                }
+                Event::NotStored(record.machine)
+            }
+        }
+    }
+
+    fn answer(
+        &mut self,
+        client: u64,
+        answer: &Answer,
+        send: &mut impl FnMut(&[u8], Asker) -> io::Result<()>,
+    ) {
+        let Some(asker) = self.askers.remove(&client) else {
+            return;
+        };
+        let Some(host) = self.hosts.get(&asker.name) else {
+            return;
+        };
+        self.out.clear();
+        encode_answer(answer, &host.key, &mut self.out);
+        if let Err(error) = send(&self.out, asker) {
+            self.unsent(&error);
+        }
+    }
+
+    fn unsent(&mut self, error: &io::Error) {
+        if let Some(silenced) = self.unsent.event() {
+            tracing::warn!(silenced, "an answer could not be sent: {error}");
+        }
+    }
+}
