@@ -465,26 +465,4 @@ fn slot_of(region: &crate::memory::Region, flags: u32) -> kvm_userspace_memory_r
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_shape_must_agree() {
-        let mut out = Vec::new();
-        let entry = kvm_cpuid_entry2 {
-            function: 1,
-            eax: 2,
-            ..Default::default()
-        };
-        write_shape(&mut Writer::new(&mut out), 2, 512 << 20, &[entry]);
-        let read = |vcpus, memory| read_shape(&mut Reader::new(&out), vcpus, memory);
-        assert_eq!(read(2, 512 << 20).unwrap(), [entry]);
-        assert!(
-            read(1, 512 << 20)
-                .unwrap_err()
-                .to_string()
-                .contains("512 MiB and 2 vCPUs")
-        );
-        assert!(read(2, 256 << 20).is_err());
-    }
-}
+mod tests;

@@ -351,6 +351,73 @@ mod tests {
     }
 
     #[test]
+    fn zeroes_are_known_and_written_only_where_there_were_none() {
+        let memory = Memory::new(3074 * MIB).unwrap();
+        for page in [0, 0xc_0000 - 1, 0xc_0000, memory.pages() - 1] {
+            let mut bytes = [0; PAGE];
+            for at in [0, 8, 255, 256, 4095] {
+                assert!(memory.is_zero(page));
+                bytes[at] = 1;
+                memory.write_page(page, &bytes);
+                assert!(!memory.is_zero(page), "byte {at} of page {page}");
+                bytes[at] = 0;
+                memory.zero_page(page);
+            }
+            assert!(memory.page_is(page, &[0; PAGE]));
+        }
+        for index in 0..2 {
+            memory.log(index).clear();
+        }
+        memory.zero_page(5);
+        memory.log(0).take(|_, _| panic!("it was zero already"));
+        memory.write_page(5, &[1; PAGE]);
+        memory.log(0).clear();
+        memory.zero_page(5);
+        let mut found = Vec::new();
+        memory.log(0).take(|word, bits| found.push((word, bits)));
+        assert_eq!(found, [(0, 1 << 5)]);
+    }
+
+    #[test]
+    #[should_panic(expected = "does not exist")]
+    fn a_page_beyond_the_end_is_no_page() {
+        let memory = Memory::new(3074 * MIB).unwrap();
+        memory.is_zero(memory.pages());
+    }
+
+    #[test]
+    fn a_clone_is_the_same_memory_and_keeps_it() {
+        let memory = Memory::new(128 * MIB).unwrap();
+        let other = memory.clone();
+        memory.write_page(9, &[3; PAGE]);
+        drop(memory);
+        assert!(other.page_is(9, &[3; PAGE]));
+    }
+
+    #[test]
+    fn locked_memory_is_there_or_the_error_says_what_to_do() {
+        let memory = Memory::new(128 * MIB).unwrap();
+        let resident = || {
+            let bytes = usize::try_from(memory.size()).unwrap();
+            let mut pages = vec![0u8; memory.pages()];
+            let start = memory.regions()[0].host.cast();
+            // SAFETY: the range is mapped, and the kernel writes a byte for each of its pages.
+            let done = unsafe { libc::mincore(start, bytes, pages.as_mut_ptr()) };
+            assert_eq!(done, 0);
+            pages.iter().filter(|page| **page & 1 != 0).count()
+        };
+        assert_eq!(resident(), 0);
+        match memory.lock() {
+            Ok(()) => assert_eq!(resident(), memory.pages()),
+            Err(error) => {
+                let text = error.to_string();
+                assert!(text.contains("RLIMIT_MEMLOCK"), "{text}");
+                eprintln!("not locked: {text}");
+            }
+        }
+    }
+
+    #[test]
     fn writes_of_devices_and_of_pages_are_logged() {
         let memory = Memory::new(3074 * MIB).unwrap();
         memory

@@ -233,3 +233,22 @@ impl<'a> Parsed<'a> {
         })
     }
 }
+
+/// The time stamp counter in a payload.
+#[cfg(test)]
+pub(crate) fn counter(fields: &Fields<'_>) -> u64 {
+    let room = fields.rest().len();
+    let parsed = (XSAVE_MIN..room)
+        .step_by(8)
+        .find_map(|xsave| {
+            let again = Fields::of(kind::VCPU, fields.name().index, fields.rest());
+            Parsed::read(again, xsave).ok()
+        })
+        .expect("a payload of some size of extended state");
+    parsed
+        .msrs
+        .iter()
+        .find(|msr| msr.index == msrs::TSC)
+        .expect("it is always saved")
+        .data
+}

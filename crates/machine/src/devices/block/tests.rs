@@ -290,6 +290,129 @@ fn a_full_host_gives_an_error_not_a_dead_process() {
     assert_eq!(counters.all(), [0, 0, 0, 0, 0, 2]);
 }
 
+/// What a log was told.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Told {
+    Wrote(usize, u64, Vec<u8>),
+    Zeroed(usize, u64, u64),
+    Flushed(usize),
+}
+
+#[derive(Default)]
+struct Book(std::sync::Mutex<Vec<Told>>);
+
+impl Book {
+    fn add(&self, told: Told) {
+        self.0.lock().unwrap().push(told);
+    }
+
+    fn read(&self) -> Vec<Told> {
+        self.0.lock().unwrap().clone()
+    }
+}
+
+impl crate::ports::DiskLog for Book {
+    fn wrote(&self, disk: usize, at: u64, data: &[u8]) {
+        self.add(Told::Wrote(disk, at, data.to_vec()));
+    }
+
+    fn zeroed(&self, disk: usize, at: u64, length: u64) {
+        self.add(Told::Zeroed(disk, at, length));
+    }
+
+    fn flushed(&self, disk: usize) {
+        self.add(Told::Flushed(disk));
+    }
+}
+
+fn logged(path: &Path, features: u64) -> (Rig, Arc<Book>) {
+    let book = Arc::<Book>::default();
+    let ports = crate::ports::Ports {
+        disks: Some(Arc::clone(&book) as _),
+        ..Default::default()
+    };
+    let mut config = config();
+    config.disks = vec![Configured {
+        path: path.to_owned(),
+        read_only: false,
+        serial: "serial-1".into(),
+    }];
+    let memory = super::super::testing::memory();
+    let guest = Guest::with_ports(&config, Vec::new(), memory, &ports);
+    assert!(guest.negotiate(0, features));
+    let queue = guest.queue(0, 0, 16, 0x1000, false);
+    guest.ready(0);
+    (Rig { guest, queue }, book)
+}
+
+#[test]
+fn a_log_learns_of_writes_in_order_and_of_nothing_else() {
+    let image = image();
+    let features = PLAIN | 1 << VIRTIO_BLK_F_DISCARD | 1 << VIRTIO_BLK_F_WRITE_ZEROES;
+    let (mut rig, book) = logged(image.path(), features);
+    rig.guest.devices.run().unwrap();
+    rig.queue.put(DATA, &[5; 1024]);
+    rig.request(VIRTIO_BLK_T_OUT, 3, &[(DATA, 1024, 0)]);
+    rig.request(VIRTIO_BLK_T_IN, 3, &[(DATA + 0x1000, 512, WRITE)]);
+    // Refused: not a write.
+    rig.request(VIRTIO_BLK_T_OUT, SECTORS, &[(DATA, 512, 0)]);
+    rig.request(VIRTIO_BLK_T_FLUSH, 0, &[]);
+    let mut ranges = Vec::new();
+    for (sector, count) in [(8u64, 8u32), (32, 1)] {
+        ranges.extend_from_slice(&sector.to_le_bytes());
+        ranges.extend_from_slice(&count.to_le_bytes());
+        ranges.extend_from_slice(&[0; 4]);
+    }
+    rig.queue.put(DATA, &ranges);
+    rig.request(VIRTIO_BLK_T_DISCARD, 0, &[(DATA, 32, 0)]);
+    rig.request(VIRTIO_BLK_T_WRITE_ZEROES, 0, &[(DATA, 16, 0)]);
+    let zeroed = |sector, count| Told::Zeroed(0, sector * SECTOR, count * SECTOR);
+    assert_eq!(
+        book.read(),
+        [
+            Told::Wrote(0, 3 * SECTOR, vec![5; 1024]),
+            Told::Flushed(0),
+            zeroed(8, 8),
+            zeroed(32, 1),
+            zeroed(8, 8)
+        ]
+    );
+}
+
+#[test]
+fn a_write_that_must_be_durable_is_told_as_flushed() {
+    let image = image();
+    let (mut rig, book) = logged(image.path(), 1 << VIRTIO_F_VERSION_1);
+    rig.guest.devices.run().unwrap();
+    rig.queue.put(DATA, &[5; 512]);
+    rig.request(VIRTIO_BLK_T_OUT, 0, &[(DATA, 512, 0)]);
+    assert_eq!(
+        book.read(),
+        [Told::Wrote(0, 0, vec![5; 512]), Told::Flushed(0)]
+    );
+}
+
+#[test]
+fn a_log_learns_of_a_write_before_its_answer_can_be_seen() {
+    let image = image();
+    let (mut rig, book) = logged(image.path(), PLAIN);
+    rig.queue.put(DATA, &[5; 512]);
+    rig.offer(0, VIRTIO_BLK_T_OUT, 0, &[(DATA, 512, 0)]);
+    // No thread runs, the test takes turns itself.
+    let function = Arc::clone(&rig.guest.devices.disks[0].0);
+    let worker = Arc::clone(&rig.guest.devices.disks[0].1);
+    rig.guest.devices.gate.set(super::super::gate::Phase::Open);
+    function.process(0);
+    assert_eq!(book.read(), [], "taken, but not written");
+    assert!(worker.work());
+    let told = book.read();
+    assert_eq!(rig.queue.used_index(), 0, "the answer comes later");
+    assert_eq!(told, [Told::Wrote(0, 0, vec![5; 512])]);
+    function.process(0);
+    assert_eq!(rig.queue.wait(), (0, 1));
+    assert_eq!(book.read(), told, "told once");
+}
+
 #[test]
 fn requests_in_flight_at_a_pause_are_done_again_after_a_restore() {
     let image = image();

@@ -126,6 +126,56 @@ fn frames_pass_in_both_directions_with_their_headers() {
 }
 
 #[test]
+fn a_shut_tap_is_down_and_empty_until_it_is_opened() {
+    alone(|| {
+        // As an operator may have left it: up, and in a bridge that carries traffic.
+        ip("link add br0 type bridge forward_delay 0");
+        ip("link set br0 up");
+        ip("tuntap add t0 mode tap vnet_hdr");
+        ip("link set t0 master br0 up");
+        let mut other = nic(Some("br0"));
+        other.tap = "t1".into();
+        let sender_tap = opened(&other).unwrap();
+        let sender = sender_tap.writer().unwrap();
+        let mut frame = vec![0; HEADER];
+        frame.extend([0xff; 6]);
+        frame.extend([2, 0, 0, 0, 0, 9, 0x88, 0xb5]);
+        frame.extend([7; 100]);
+        // Reads until nothing waits: whether that frame was among what came.
+        let arrived = |tap: &mut Tap| {
+            let mut buffer = [0; 2048];
+            let mut seen = false;
+            while let Ok(length) = tap.receive_copy(&mut buffer) {
+                seen |= buffer[HEADER..length] == frame[HEADER..];
+            }
+            seen
+        };
+        let mut up = Tap::new(&nic(Some("br0")), false).unwrap();
+        super::super::super::testing::until("a tap that is up collects frames", || {
+            sender.write(&frame).unwrap();
+            arrived(&mut up)
+        });
+        sender.write(&frame).unwrap();
+        drop(up);
+        let mut shut = Tap::new(&nic(Some("br0")), true).unwrap();
+        assert!(!ip("-o link show t0").contains(",UP"));
+        let writer = shut.writer().unwrap();
+        let refused = writer.write(&frame).unwrap_err();
+        assert_eq!(refused.raw_os_error(), Some(libc::EIO));
+        sender.write(&frame).unwrap();
+        assert!(!arrived(&mut shut), "no stale frame waits in it");
+        open("t0").unwrap();
+        open("t0").unwrap();
+        assert!(ip("-o link show t0").contains(",UP"));
+        writer.write(&frame).unwrap();
+        super::super::super::testing::until("frames pass again", || {
+            sender.write(&frame).unwrap();
+            arrived(&mut shut)
+        });
+    });
+}
+
+#[test]
 fn what_is_missing_or_wrong_is_told_by_name() {
     alone(|| {
         let refused = |nic: &Nic| opened(nic).map(|_| ()).unwrap_err().to_string();

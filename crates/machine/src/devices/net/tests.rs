@@ -5,6 +5,7 @@ use super::{link::Header, *};
 use crate::{
     config::Nic,
     devices::ring::Part,
+    ports::{Outgoing, Ports},
     state::{Reader, Writer},
 };
 use std::{
@@ -434,6 +435,118 @@ fn a_pause_waits_for_the_frame_in_work() {
         is_quiet.recv().unwrap();
         assert_eq!(transmit.used_index(), 1, "the frame is done");
     });
+}
+
+/// Keeps a copy of what it gets, and passes on frames whose first byte is even.
+#[derive(Default)]
+struct Keeper(Mutex<Vec<(usize, Vec<u8>)>>);
+
+impl Outlet for Keeper {
+    fn send(&self, card: usize, frame: &mut dyn Outgoing) {
+        let mut copy = vec![0; frame.length()];
+        frame.copy_to(&mut copy);
+        let mut start = [0xee; HEADER + 3];
+        frame.copy_to(&mut start);
+        assert_eq!(start[..], copy[..HEADER + 3], "as much as fits");
+        if copy[HEADER].is_multiple_of(2) {
+            // A refusal is counted by the card.
+            let _ = frame.pass();
+        }
+        self.0.lock().unwrap().push((card, copy));
+    }
+}
+
+#[test]
+fn an_outlet_gets_every_frame_and_the_tap_only_what_it_passes() {
+    let keeper = Arc::<Keeper>::default();
+    let ports = Ports {
+        outlet: Some(Arc::clone(&keeper) as _),
+        ..Ports::default()
+    };
+    let mut config = config();
+    let mut links: Vec<Box<dyn Link>> = Vec::new();
+    let mut peers = Vec::new();
+    for _ in 0..2 {
+        let (wire, peer) = Wire::pair();
+        links.push(Box::new(wire));
+        peers.push(peer);
+        config.nics.push(nic(false));
+    }
+    let guest = Guest::with_ports(&config, links, super::super::testing::memory(), &ports);
+    assert!(guest.negotiate(1, PLAIN));
+    let mut transmit = guest.queue(1, 1, 16, 0x2000, false);
+    guest.ready(1);
+    guest.devices.run().unwrap();
+    let frames: Vec<_> = (0..6u8).map(|n| frame(100 + usize::from(n), n)).collect();
+    for (index, sent) in (0u16..).zip(&frames) {
+        let at = DATA + u64::from(index) * 0x1000;
+        transmit.put(at, sent);
+        // In two buffers, the first of which ends in the middle of the header.
+        transmit.chain(2 * index, &[(at, 5, 0), (at + 5, sent.len() as u32 - 5, 0)]);
+        transmit.offer(2 * index);
+    }
+    guest.kick(1, 1);
+    for index in 0..6u16 {
+        assert_eq!(transmit.wait(), (2 * index, 0), "the guest sees it as sent");
+    }
+    let kept = keeper.0.lock().unwrap();
+    let mut got = [0; 4096];
+    for (index, (sent, (card, copy))) in frames.iter().zip(&*kept).enumerate() {
+        let mut expected = sent.clone();
+        expected[NUM_BUFFERS] = 0;
+        assert_eq!((*card, copy), (1, &expected));
+        if index % 2 == 0 {
+            let length = peers[1].recv(&mut got).unwrap();
+            assert_eq!(got[..length], expected);
+        }
+    }
+    assert_eq!(kept.len(), frames.len());
+    for peer in &peers {
+        peer.set_nonblocking(true).unwrap();
+        assert!(peer.recv(&mut got).is_err(), "nothing else reached a tap");
+    }
+    let bytes: u64 = (100..106).sum();
+    assert_eq!(
+        guest.devices.statistics().nics,
+        [[0; 4], [6, bytes, 0, 0]],
+        "what the guest sent, held or passed"
+    );
+    // What the outlet lets go later leaves by the writer of that card's tap.
+    let taps = guest.devices.taps();
+    taps[1].write(&kept[1].1).unwrap();
+    let length = peers[1].recv(&mut got).unwrap();
+    assert_eq!(got[..length], kept[1].1);
+    let short = taps[1].write(&[0; 20]).unwrap_err();
+    assert_eq!(short.kind(), io::ErrorKind::InvalidInput);
+}
+
+#[test]
+fn a_frame_that_an_outlet_could_not_pass_counts_as_dropped() {
+    let keeper = Arc::<Keeper>::default();
+    let ports = Ports {
+        outlet: Some(Arc::clone(&keeper) as _),
+        ..Ports::default()
+    };
+    let (wire, peer) = Wire::pair();
+    drop(peer);
+    let mut config = config();
+    config.nics = vec![nic(false)];
+    let memory = super::super::testing::memory();
+    let guest = Guest::with_ports(&config, vec![Box::new(wire)], memory, &ports);
+    assert!(guest.negotiate(0, PLAIN));
+    let mut transmit = guest.queue(0, 1, 16, 0x2000, false);
+    guest.ready(0);
+    guest.devices.run().unwrap();
+    for (index, seed) in [(0u16, 0), (1, 1)] {
+        transmit.put(DATA, &frame(100, seed));
+        transmit.chain(index, &[(DATA, 112, 0)]);
+        transmit.offer(index);
+        guest.kick(0, 1);
+        transmit.wait();
+    }
+    let statistics = guest.devices.statistics();
+    assert_eq!(statistics.nics, [[1, 100, 0, 0]]);
+    assert_eq!(statistics.losses, [[1, 0]]);
 }
 
 #[test]
