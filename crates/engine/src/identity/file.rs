@@ -99,7 +99,9 @@ pub(super) fn read(path: &Path) -> Result<[u8; 32], IdentityError> {
     }
     let mut text = String::new();
     match file.take(LENGTH_MAX).read_to_string(&mut text) {
-        Err(e) if e.kind() == io::ErrorKind::InvalidData => return Err(malformed("it is not text")),
+        Err(e) if e.kind() == io::ErrorKind::InvalidData => {
+            return Err(malformed("it is not text"));
+        }
         result => result.map_err(failed)?,
     };
     let code = text

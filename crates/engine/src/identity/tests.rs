@@ -14,10 +14,7 @@ fn secret(n: u8) -> Secret {
 #[test]
 fn a_seed_always_gives_the_same_identity() {
     let word = secret(7).public().to_string();
-    assert_eq!(
-        word,
-        "romulus-1:GOLDEN"
-    );
+    assert_eq!(word, "romulus-1:GOLDEN");
     let tag = |key: &Key| {
         let mut tag = Vec::new();
         key.tag(b"x", &mut tag);

@@ -53,8 +53,7 @@ pub(super) fn receive(
     buffer: &mut [u8],
     flags: RecvFlags,
 ) -> io::Result<usize> {
-    let (length, _) =
-        rustix::io::retry_on_intr(|| rustix::net::recv(socket, &mut *buffer, flags))?;
+    let (length, _) = rustix::io::retry_on_intr(|| rustix::net::recv(socket, &mut *buffer, flags))?;
     Ok(length)
 }
 

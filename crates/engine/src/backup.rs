@@ -1,0 +1,208 @@
+//! The replica: filled by the link's reader, loaded by the thread that holds the machine.
+
+use crate::{clock, node::Node};
+use romulus_checkpoint::{Replica, ReplicaError};
+use romulus_machine::Memory;
+use romulus_protocol::{
+    host::Event,
+    id::{Incarnation, SessionId},
+    message::{Checkpoint, Message},
+    time::Time,
+};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+
+/// Why the stream that fills the replica cannot go on. What was committed stays.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum StreamError {
+    /// What arrived is not a checkpoint.
+    #[error("the checkpoint cannot be used: {0}")]
+    Replica(#[from] ReplicaError),
+    /// The session ended while the reader waited for the machine.
+    #[error("the machine that is to take the replica cannot be had")]
+    NoMachine,
+}
+
+#[derive(Default)]
+struct Inner {
+    session: Option<SessionId>,
+    replica: Option<Replica>,
+    memory: Option<Memory>,
+    /// The machine could not be made.
+    failed: bool,
+    /// When the newest applied checkpoint was committed.
+    committed: Time,
+}
+
+/// See the module's text.
+#[derive(Default)]
+pub(crate) struct Backup {
+    inner: Mutex<Inner>,
+    changed: Condvar,
+}
+
+/// The newest committed state, held still while it is loaded.
+pub(crate) struct Held<'a> {
+    inner: MutexGuard<'a, Inner>,
+}
+
+impl Held<'_> {
+    /// The addresses and the machine's state.
+    pub(crate) fn state(&self) -> Option<(&[u8], &[u8])> {
+        split(self.inner.replica.as_ref()?.state())
+    }
+
+    /// When it was committed.
+    pub(crate) fn committed(&self) -> Time {
+        self.inner.committed
+    }
+}
+
+/// Writes what [`split`] takes apart: a length, the addresses; the machine's state follows.
+pub(crate) fn join(out: &mut Vec<u8>, addresses: impl FnOnce(&mut Vec<u8>)) {
+    let start = out.len();
+    out.extend_from_slice(&[0; 4]);
+    addresses(out);
+    // A few dozen addresses.
+    let length = u32::try_from(out.len() - start - 4).unwrap_or(0);
+    out[start..start + 4].copy_from_slice(&length.to_le_bytes());
+}
+
+fn split(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
+    let (length, rest) = bytes.split_first_chunk::<4>()?;
+    let length = usize::try_from(u32::from_le_bytes(*length)).ok()?;
+    rest.split_at_checked(length)
+}
+
+impl Backup {
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A session begins: whatever was here is dropped.
+    pub(crate) fn prepare(&self, session: SessionId, replica: Replica) {
+        let mut inner = self.lock();
+        *inner = Inner {
+            session: Some(session),
+            replica: Some(replica),
+            ..Inner::default()
+        };
+        drop(inner);
+        self.changed.notify_all();
+    }
+
+    /// The machine that takes the pages is there, or cannot be had.
+    pub(crate) fn machine(&self, session: SessionId, memory: Option<Memory>) {
+        let mut inner = self.lock();
+        if inner.session == Some(session) {
+            inner.failed = memory.is_none();
+            inner.memory = memory;
+        }
+        drop(inner);
+        self.changed.notify_all();
+    }
+
+    /// Drops everything.
+    pub(crate) fn discard(&self) {
+        *self.lock() = Inner::default();
+        self.changed.notify_all();
+    }
+
+    /// Holds the newest committed state still. A checkpoint that was accepted is applied first.
+    pub(crate) fn hold(&self) -> Held<'_> {
+        Held { inner: self.lock() }
+    }
+
+    /// Waits until the session is the expected one's; nothing if it is not expected any more.
+    fn wait<'a>(
+        &'a self,
+        node: &Node,
+        session: SessionId,
+        mut inner: MutexGuard<'a, Inner>,
+        ready: impl Fn(&Inner) -> bool,
+    ) -> Option<MutexGuard<'a, Inner>> {
+        loop {
+            if node.expected() != Some(session) || node.is_ending() {
+                return None;
+            }
+            if inner.session == Some(session) && ready(&inner) {
+                return Some(inner);
+            }
+            // The time-out is for an end that notifies nobody: it is looked at again.
+            inner = self
+                .changed
+                .wait_timeout(inner, std::time::Duration::from_millis(50))
+                .unwrap_or_else(PoisonError::into_inner)
+                .0;
+        }
+    }
+
+    /// A part arrived.
+    pub(crate) fn part(
+        &self,
+        node: &Node,
+        session: SessionId,
+        epoch: u64,
+        index: u32,
+        bytes: &[u8],
+    ) -> Result<(), StreamError> {
+        let Some(mut inner) = self.wait(node, session, self.lock(), |_| true) else {
+            return Ok(());
+        };
+        if let Some(replica) = &mut inner.replica {
+            replica.part(epoch, index, bytes)?;
+        }
+        Ok(())
+    }
+
+    /// A checkpoint ended: it is verified, given to the host, and applied if the host accepts it.
+    pub(crate) fn checkpoint(
+        &self,
+        node: &Node,
+        from: Incarnation,
+        checkpoint: Checkpoint,
+    ) -> Result<(), StreamError> {
+        let session = checkpoint.session;
+        let ready = |inner: &Inner| inner.memory.is_some() || inner.failed;
+        let Some(mut inner) = self.wait(node, session, self.lock(), ready) else {
+            return Ok(());
+        };
+        let inner = &mut *inner;
+        let (Some(replica), Some(memory)) = (&mut inner.replica, &inner.memory) else {
+            return Err(StreamError::NoMachine);
+        };
+        replica.verify(checkpoint.epoch.0, checkpoint.parts, checkpoint.digest)?;
+        let arrived = clock::now();
+        node.handle(Event::Message {
+            from,
+            message: Message::Checkpoint(checkpoint),
+        });
+        // The commit is on its way; whoever loads the replica waits for the lock that is held here.
+        if node.take_accepted() == Some((session, checkpoint.epoch)) {
+            let applied = replica.apply(memory);
+            debug_assert_eq!(
+                applied,
+                Some(checkpoint.epoch.0),
+                "it was verified just now"
+            );
+            inner.committed = arrived;
+        } else {
+            replica.discard_pending();
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn state_and_addresses_come_apart_again() {
+        let mut bytes = Vec::new();
+        join(&mut bytes, |out| out.extend_from_slice(b"addresses"));
+        bytes.extend_from_slice(b"machine");
+        assert_eq!(split(&bytes), Some((&b"addresses"[..], &b"machine"[..])));
+        assert_eq!(split(&bytes[..8]), None);
+        assert_eq!(split(&[1, 0, 0]), None);
+    }
+}

@@ -1,0 +1,355 @@
+//! The thread that holds the machine: it does what the protocol orders and ends the epochs.
+//!
+//! It never waits for anything that could take long. Machines are made, and loaded on trial, in
+//! threads of their own: this thread's turning is what the heartbeats attest.
+
+mod guest;
+mod replica;
+
+use crate::{
+    Ended, Report,
+    backup::Backup,
+    clock, epoch,
+    node::{Node, lock},
+    orders::Order,
+    outbox::{Item, Outbox, Stream},
+    settings::{Builder, Settings, Shape},
+};
+use guest::Held;
+use romulus_checkpoint::{Encoder, Staging};
+use romulus_machine::{DirtyPages, Error, Ports};
+use romulus_network::announce::Schedule;
+use romulus_protocol::{
+    control::{Control, Cost},
+    host::{Event, Source},
+    id::SessionId,
+    time::Time,
+};
+use std::{
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+/// Pages for which a new staging has room at once.
+const STAGING: usize = 4096;
+
+/// The session that is being filled.
+struct Session {
+    id: SessionId,
+    outbox: Arc<Outbox>,
+    copied: Arc<AtomicBool>,
+    control: Control,
+    dirty: DirtyPages,
+}
+
+/// See the module's text.
+pub(crate) struct Driver {
+    pub(crate) node: Arc<Node>,
+    pub(crate) backup: Arc<Backup>,
+    pub(crate) settings: Arc<Settings>,
+    pub(crate) builder: Arc<dyn Builder>,
+    pub(crate) shape: Shape,
+    pub(crate) ports: Ports,
+    /// When the newest epoch was sealed.
+    pub(crate) sealed: Arc<Mutex<Option<Time>>>,
+    held: Held,
+    session: Option<Session>,
+    /// A session that waits for the guest to run.
+    wanted: Option<SessionId>,
+    announcing: Schedule,
+    /// Counts the machines that were made, so that late news of an earlier one is known as such.
+    life: u64,
+    /// What a machine that is being made is for.
+    building: Option<guest::Purpose>,
+    /// The guest was reset and waits until everything may leave.
+    reset: bool,
+    /// The guest ended for good: why.
+    over: Option<Ended>,
+    turned: Time,
+}
+
+/// What becomes of the thread.
+enum Flow {
+    Go,
+    End(Ended),
+}
+
+impl Driver {
+    #[allow(clippy::too_many_arguments, reason = "each is made by somebody else")]
+    pub(crate) fn new(
+        node: Arc<Node>,
+        backup: Arc<Backup>,
+        settings: Arc<Settings>,
+        builder: Arc<dyn Builder>,
+        shape: Shape,
+        ports: Ports,
+        sealed: Arc<Mutex<Option<Time>>>,
+    ) -> Driver {
+        Driver {
+            node,
+            backup,
+            settings,
+            builder,
+            shape,
+            ports,
+            sealed,
+            held: Held::Nothing,
+            session: None,
+            wanted: None,
+            announcing: Schedule::new(),
+            life: 0,
+            building: None,
+            reset: false,
+            over: None,
+            turned: Time(0),
+        }
+    }
+
+    /// Runs until the machine has ended for good.
+    pub(crate) fn run(mut self) -> Ended {
+        loop {
+            let order = self.node.orders.wait(self.deadline());
+            self.turn();
+            if let Some(order) = order
+                && let Flow::End(ended) = self.obey(order)
+            {
+                // The taps and disks must be free when the process says that it has ended.
+                self.held = Held::Nothing;
+                return ended;
+            }
+            self.announce();
+            if self.reset
+                && self.node.output.is_free()
+                && let Flow::End(ended) = self.check(Driver::go_on)
+            {
+                return ended;
+            }
+            if let Flow::End(ended) = self.end_epoch() {
+                return ended;
+            }
+        }
+    }
+
+    /// How often the loop turns with nothing to do: twice as often as it must.
+    fn pace(&self) -> Duration {
+        self.settings.timing.stall / 2
+    }
+
+    fn deadline(&self) -> Time {
+        let mut deadline = self.turned + self.pace();
+        if let Some(session) = &self.session
+            && let Some(end) = session.control.end(self.node.output.holding())
+        {
+            deadline = deadline.min(end);
+        }
+        if let Some(next) = self.announcing.next() {
+            deadline = deadline.min(Time(next));
+        }
+        deadline
+    }
+
+    /// Tells the host that this loop moves. Often enough is enough: each telling takes its mutex.
+    fn turn(&mut self) {
+        let now = clock::now();
+        if now.since(self.turned) >= self.pace() / 2 {
+            self.turned = now;
+            self.node.handle(Event::LoopTurned);
+        }
+    }
+
+    fn announce(&mut self) {
+        if self.announcing.due(clock::now().0) {
+            let count = self.node.output.announce();
+            tracing::debug!(count, "announced the machine's addresses");
+        }
+    }
+
+    fn obey(&mut self, order: Order) -> Flow {
+        match order {
+            Order::Copy(session) => return self.check(|driver| driver.copy(session)),
+            Order::EndCopy(session) => return self.check(|driver| driver.end_copy(session)),
+            Order::Freeze => return self.check(Driver::freeze),
+            Order::Thaw => return self.check(Driver::thaw),
+            Order::Load(Source::Cold) => self.boot(guest::Purpose::Cold),
+            Order::Load(Source::Replica { .. }) => self.load_replica(),
+            Order::Load(Source::Paused) => self.node.handle(Event::Loaded(true)),
+            Order::Run { source, term } => return self.check(|driver| driver.start(source, term)),
+            Order::Discard => self.discard(),
+            Order::Prepare(session) => self.prepare(session),
+            Order::Try(session) => self.try_replica(session),
+            Order::Built(life, built) => return self.built(life, *built),
+            Order::Tried(session, life, outcome) => self.tried(session, life, *outcome),
+            Order::Acknowledged => self.acknowledged(),
+            Order::Exited(life, exit) => return self.exited(life, exit),
+            Order::Stop => self.node.handle(Event::Stop),
+            Order::End => return Flow::End(self.over.take().unwrap_or(Ended::Stopped)),
+            Order::Fail(why) => return Flow::End(Ended::Failed(why)),
+        }
+        Flow::Go
+    }
+
+    /// Does something to the machine. A machine that stopped by itself meanwhile says so through
+    /// its watcher; any other failure ends the process: what it held is in doubt, and the other
+    /// host has it whole.
+    fn check(&mut self, act: impl FnOnce(&mut Self) -> Result<(), Error>) -> Flow {
+        match act(self) {
+            Ok(()) | Err(Error::Stopped(_)) => Flow::Go,
+            Err(error) => Flow::End(Ended::Failed(error.to_string())),
+        }
+    }
+
+    /// Begins to fill a backup: from now on pages are tracked, and its link's writer reads all of
+    /// memory.
+    fn copy(&mut self, id: SessionId) -> Result<(), Error> {
+        let partners = self.node.partners();
+        let outbox = partners.iter().find_map(|peer| self.node.outbox(*peer));
+        // Without a link the host will hear that it is closed.
+        let Some(outbox) = outbox else { return Ok(()) };
+        let machine = match std::mem::take(&mut self.held) {
+            Held::Running(machine) => machine,
+            held => {
+                // A guest that is being started anew: when it runs.
+                self.held = held;
+                self.wanted = Some(id);
+                return Ok(());
+            }
+        };
+        let mut paused = machine.pause()?;
+        paused.start_tracking()?;
+        let memory = paused.memory().clone();
+        let dirty = DirtyPages::new(&memory);
+        self.held = Held::Running(paused.resume()?);
+        let copied = Arc::new(AtomicBool::new(false));
+        let now = clock::now();
+        let control = Control::new(self.settings.limits, now)
+            .map_err(|error| Error::Invalid(error.to_string()))?;
+        let figures = &self.node.figures;
+        figures.copied.store(0, Ordering::Relaxed);
+        figures
+            .to_copy
+            .store(memory.pages() as u64, Ordering::Relaxed);
+        let shadow = usize::try_from(self.settings.shadow).unwrap_or(usize::MAX);
+        outbox.push(Item::Open(Box::new(Stream {
+            id,
+            encoder: Encoder::new(memory.pages(), shadow),
+            memory,
+            epoch: self.node.status().epoch,
+            next: 0,
+            copied: Arc::clone(&copied),
+        })));
+        self.session = Some(Session {
+            id,
+            outbox,
+            copied,
+            control,
+            dirty,
+        });
+        Ok(())
+    }
+
+    /// That session is over: the guest runs faster when nobody tracks its pages.
+    fn end_copy(&mut self, id: SessionId) -> Result<(), Error> {
+        self.wanted.take_if(|wanted| *wanted == id);
+        let Some(session) = self.session.take_if(|s| s.id == id) else {
+            return Ok(());
+        };
+        session.outbox.push(Item::Shut(id));
+        self.held = match std::mem::take(&mut self.held) {
+            Held::Running(machine) => {
+                let mut paused = machine.pause()?;
+                paused.stop_tracking()?;
+                Held::Running(paused.resume()?)
+            }
+            Held::Paused(mut paused) => {
+                paused.stop_tracking()?;
+                Held::Paused(paused)
+            }
+            held => held,
+        };
+        Ok(())
+    }
+
+    fn acknowledged(&mut self) {
+        if let Some(session) = &mut self.session
+            && self.node.may_seal()
+        {
+            session.control.committed();
+        }
+    }
+
+    /// Ends the running epoch if its time has come.
+    fn end_epoch(&mut self) -> Flow {
+        let Some(session) = &mut self.session else {
+            return Flow::Go;
+        };
+        let holding = self.node.output.holding();
+        let due = session.control.end(holding);
+        let now = clock::now();
+        if due.is_none_or(|due| due > now)
+            || !matches!(self.held, Held::Running(_))
+            || !self.node.may_seal()
+        {
+            return Flow::Go;
+        }
+        let Held::Running(machine) = std::mem::take(&mut self.held) else {
+            return Flow::Go;
+        };
+        let staging = self
+            .node
+            .spare()
+            .unwrap_or_else(|| Box::new(Staging::new(STAGING)));
+        let copied = &session.copied;
+        *lock(&self.sealed) = Some(now);
+        let sealed = epoch::seal(
+            machine,
+            &self.node,
+            &self.node.output,
+            &mut session.dirty,
+            staging,
+            || copied.load(Ordering::Acquire),
+        );
+        let (machine, ended) = match sealed {
+            Ok(done) => done,
+            Err(Error::Stopped(_)) => return Flow::Go,
+            Err(error) => return Flow::End(Ended::Failed(error.to_string())),
+        };
+        session.outbox.notify();
+        session.control.resumed(
+            ended.resumed,
+            Cost {
+                pause: ended.pause,
+                faults: self.settings.fault * u32::try_from(ended.dirty).unwrap_or(u32::MAX),
+                dirty_pages: ended.dirty as u64,
+                held_output: ended.seal.held,
+            },
+        );
+        self.held = Held::Running(machine);
+        ended.record(&self.node);
+        let figures = &self.node.figures;
+        figures.epochs.fetch_add(1, Ordering::Relaxed);
+        figures
+            .dirty_pages
+            .fetch_add(ended.dirty as u64, Ordering::Relaxed);
+        self.turn();
+        Flow::Go
+    }
+
+    fn discard(&mut self) {
+        self.session = None;
+        self.wanted = None;
+        self.reset = false;
+        self.building = None;
+        self.life += 1;
+        let ran = matches!(self.held, Held::Running(_) | Held::Paused(_));
+        self.held = Held::Nothing;
+        self.announcing.stop();
+        self.node.output.clear();
+        self.backup.discard();
+        if ran {
+            self.node.report(Report::Idle);
+        }
+    }
+}

@@ -1,0 +1,206 @@
+//! The machine's lives on this host: made, started, frozen, ended.
+
+use super::{Driver, Flow};
+use crate::{Ended, Report, clock, orders::Order};
+use romulus_machine::{Error, Exit, Machine, Paused};
+use romulus_protocol::{
+    host::{Event, Source},
+    id::{SessionId, Term},
+};
+use std::{thread, time::Duration};
+
+/// A guest's end is waited for in pieces of this length; it is told at once.
+const WATCH: Duration = Duration::from_hours(1);
+
+/// What this host holds of the machine.
+#[derive(Default)]
+pub(super) enum Held {
+    /// Nothing, or for the moment nothing.
+    #[default]
+    Nothing,
+    /// A machine that stands ready for the replica's state; perhaps it has been loaded.
+    Ready(Paused),
+    /// A machine that may run, and is paused.
+    Paused(Paused),
+    /// A machine that runs.
+    Running(Machine),
+}
+
+/// What a machine is made for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Purpose {
+    /// To be started from its disk.
+    Cold,
+    /// To go on after the guest asked for a reset.
+    Again,
+    /// To take this session's replica.
+    Replica(SessionId),
+}
+
+impl Driver {
+    /// Makes a machine in a thread of its own; [`Order::Built`] says when it is there.
+    pub(super) fn boot(&mut self, purpose: Purpose) {
+        self.life += 1;
+        let life = self.life;
+        self.building = Some(purpose);
+        self.held = Held::Nothing;
+        let (builder, node, ports) = (self.builder.clone(), self.node.clone(), self.ports.clone());
+        let work = move || {
+            let built = match purpose {
+                Purpose::Cold | Purpose::Again => builder.boot(&ports),
+                Purpose::Replica(_) => builder.prepare(&ports),
+            };
+            node.orders.push(Order::Built(life, Box::new(built)));
+        };
+        let name = format!("{} maker", self.settings.name);
+        if let Err(error) = thread::Builder::new().name(name).spawn(work) {
+            tracing::error!(%error, "no thread to make the machine");
+            let error = Error::Host {
+                what: "a thread to make the machine".into(),
+                source: error,
+            };
+            self.node
+                .orders
+                .push(Order::Built(life, Box::new(Err(error))));
+        }
+    }
+
+    /// A machine was made, or could not be.
+    pub(super) fn built(&mut self, life: u64, built: Result<Paused, Error>) -> Flow {
+        let Some(purpose) = self.building.filter(|_| life == self.life) else {
+            // Nobody wants it any more.
+            return Flow::Go;
+        };
+        self.building = None;
+        match (purpose, built) {
+            (Purpose::Cold, Ok(paused)) => {
+                self.held = Held::Paused(paused);
+                self.node.handle(Event::Loaded(true));
+            }
+            (Purpose::Cold, Err(error)) => {
+                let text = format!("cannot start the machine: {error}");
+                tracing::error!("{text}");
+                self.node.report(Report::Notice(text));
+                self.node.handle(Event::Loaded(false));
+            }
+            (Purpose::Again, Ok(paused)) => {
+                self.held = Held::Paused(paused);
+                self.reset = true;
+            }
+            (Purpose::Again, Err(error)) => {
+                return Flow::End(Ended::Failed(format!(
+                    "the guest asked for a reset and cannot be started anew: {error}"
+                )));
+            }
+            (Purpose::Replica(session), built) => self.built_replica(session, built),
+        }
+        Flow::Go
+    }
+
+    /// Runs: the record says so.
+    pub(super) fn start(&mut self, source: Source, term: Term) -> Result<(), Error> {
+        let (paused, taken_over) = match (source, std::mem::take(&mut self.held)) {
+            (Source::Replica { .. }, Held::Ready(paused)) => (paused, true),
+            (Source::Cold | Source::Paused, Held::Paused(paused)) => (paused, false),
+            _ => {
+                return Err(Error::Invalid(
+                    "the machine was to run and is not loaded".into(),
+                ));
+            }
+        };
+        self.backup.discard();
+        self.node.output.begin(source == Source::Paused);
+        self.held = Held::Paused(paused);
+        self.go_on()?;
+        if let Held::Running(machine) = &self.held {
+            self.node.report(Report::Running {
+                term: term.0.0,
+                taken_over,
+                handle: machine.handle(),
+            });
+        }
+        Ok(())
+    }
+
+    /// Lets the paused machine run, and says on the network that it is here.
+    pub(super) fn go_on(&mut self) -> Result<(), Error> {
+        self.reset = false;
+        let Held::Paused(paused) = std::mem::take(&mut self.held) else {
+            return Ok(());
+        };
+        paused.open_taps()?;
+        self.node.output.attach(paused.taps());
+        self.announcing.restart(clock::now().0);
+        self.announce();
+        let machine = paused.resume()?;
+        self.watch(&machine);
+        self.held = Held::Running(machine);
+        match self.wanted.take() {
+            Some(session) => self.copy(session),
+            None => Ok(()),
+        }
+    }
+
+    /// Starts the thread that waits for the guest's end.
+    fn watch(&mut self, machine: &Machine) {
+        self.life += 1;
+        let (life, handle, orders) = (self.life, machine.handle(), self.node.orders.clone());
+        let wait = move || {
+            loop {
+                if let Some(exit) = handle.wait_exit(WATCH) {
+                    orders.push(Order::Exited(life, exit));
+                    return;
+                }
+            }
+        };
+        let name = format!("{} watch", self.settings.name);
+        if let Err(error) = thread::Builder::new().name(name).spawn(wait) {
+            self.node.orders.push(Order::Fail(format!(
+                "no thread to watch the guest: {error}"
+            )));
+        }
+    }
+
+    /// The guest ended by itself.
+    pub(super) fn exited(&mut self, life: u64, exit: Exit) -> Flow {
+        if life != self.life {
+            return Flow::Go;
+        }
+        self.held = Held::Nothing;
+        self.node.report(Report::Idle);
+        match exit {
+            Exit::Reset if self.settings.reboot => {
+                tracing::info!("the guest asked for a reset");
+                // What the backup holds is the guest before it: it is filled anew. Until it is let
+                // go, nothing runs here that it does not know.
+                self.node.close_links();
+                self.boot(Purpose::Again);
+            }
+            exit => {
+                // A guest that ended on purpose is never resurrected; one that failed is whole on
+                // no host, and copied faithfully.
+                self.over = Some(Ended::Guest(exit));
+                self.node.handle(Event::Stop);
+            }
+        }
+        Flow::Go
+    }
+
+    /// Pauses the guest and keeps everything.
+    pub(super) fn freeze(&mut self) -> Result<(), Error> {
+        self.held = match std::mem::take(&mut self.held) {
+            Held::Running(machine) => Held::Paused(machine.pause()?),
+            held => held,
+        };
+        Ok(())
+    }
+
+    /// Lets a frozen guest go on.
+    pub(super) fn thaw(&mut self) -> Result<(), Error> {
+        self.held = match std::mem::take(&mut self.held) {
+            Held::Paused(paused) => Held::Running(paused.resume()?),
+            held => held,
+        };
+        Ok(())
+    }
+}

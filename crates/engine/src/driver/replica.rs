@@ -1,0 +1,121 @@
+//! The backup's machine: made when a session begins, loaded on trial, loaded in earnest.
+
+use super::{
+    Driver,
+    guest::{Held, Purpose},
+};
+use crate::{clock, orders::Order};
+use romulus_checkpoint::Replica;
+use romulus_machine::{Error, Paused};
+use romulus_protocol::{host::Event, id::SessionId};
+use std::thread;
+
+/// The replica's buffer may hold this many times the guest's memory: a full copy and what changed
+/// meanwhile.
+const BUFFER: usize = 2;
+
+impl Driver {
+    /// A session begins to fill this host.
+    pub(super) fn prepare(&mut self, session: SessionId) {
+        self.held = Held::Nothing;
+        self.node.output.clear();
+        let memory = usize::try_from(self.shape.memory).unwrap_or(usize::MAX);
+        let pages = memory / romulus_checkpoint::PAGE;
+        self.backup
+            .prepare(session, Replica::new(pages, memory.saturating_mul(BUFFER)));
+        self.boot(Purpose::Replica(session));
+    }
+
+    /// The machine that takes the replica is there, or cannot be had.
+    pub(super) fn built_replica(&mut self, session: SessionId, built: Result<Paused, Error>) {
+        match built {
+            Ok(paused) => {
+                self.backup.machine(session, Some(paused.memory().clone()));
+                self.held = Held::Ready(paused);
+            }
+            Err(error) => {
+                tracing::error!("cannot make a machine for the replica: {error}");
+                self.backup.machine(session, None);
+                self.node.handle(Event::ReplicaLost);
+            }
+        }
+    }
+
+    /// Loads the replica on trial, in a thread of its own.
+    pub(super) fn try_replica(&mut self, session: SessionId) {
+        let Held::Ready(mut paused) = std::mem::take(&mut self.held) else {
+            self.node.handle(Event::Tried {
+                session,
+                loaded: false,
+            });
+            return;
+        };
+        let (life, node, backup) = (self.life, self.node.clone(), self.backup.clone());
+        let work = move || {
+            let result = load(&mut paused, &backup);
+            let outcome = Box::new((paused, result));
+            node.orders.push(Order::Tried(session, life, outcome));
+        };
+        let name = format!("{} trial", self.settings.name);
+        if let Err(error) = thread::Builder::new().name(name).spawn(work) {
+            tracing::error!(%error, "no thread to load the replica on trial");
+            self.node.handle(Event::ReplicaLost);
+        }
+    }
+
+    /// The trial is over.
+    pub(super) fn tried(
+        &mut self,
+        session: SessionId,
+        life: u64,
+        (paused, result): (Paused, Result<(), Error>),
+    ) {
+        if life != self.life {
+            return;
+        }
+        self.held = Held::Ready(paused);
+        if let Err(error) = &result {
+            tracing::error!("the replica cannot be loaded: {error}");
+        }
+        self.node.handle(Event::Tried {
+            session,
+            loaded: result.is_ok(),
+        });
+    }
+
+    /// Loads the newest commit in earnest. It may still be that nothing runs here.
+    pub(super) fn load_replica(&mut self) {
+        let begun = clock::now();
+        let Held::Ready(paused) = &mut self.held else {
+            tracing::error!("the replica is to be loaded and there is no machine for it");
+            self.node.handle(Event::Loaded(false));
+            return;
+        };
+        // The guest's clock goes on from the load: what is missing is the time since the commit, on
+        // this host's own clock.
+        let result = load(paused, &self.backup).and_then(|()| {
+            let gone = clock::now().since(self.backup.hold().committed());
+            paused.advance_clock(gone)
+        });
+        if let Err(error) = &result {
+            tracing::error!("the replica cannot be loaded: {error}");
+        } else {
+            let held = self.backup.hold();
+            if let Some((addresses, _)) = held.state() {
+                self.node.output.load_addresses(addresses);
+            }
+            let took = clock::now().since(begun);
+            tracing::info!(?took, "the replica is loaded");
+        }
+        self.node.handle(Event::Loaded(result.is_ok()));
+    }
+}
+
+/// Loads the replica's state; a checkpoint that was accepted is applied first.
+fn load(paused: &mut Paused, backup: &crate::backup::Backup) -> Result<(), Error> {
+    let held = backup.hold();
+    let (_, state) = held
+        .state()
+        .ok_or_else(|| Error::Invalid("the replica has no state".into()))?;
+    paused.load(state)
+}

@@ -1,0 +1,103 @@
+//! One epoch's end: pause, harvest, copy, capture, seal, resume. Nothing here allocates or waits,
+//! once the buffers have grown.
+
+use crate::{
+    backup, clock,
+    node::Node,
+    output::{Output, Seal},
+    phases::Phase,
+};
+use romulus_checkpoint::Staging;
+use romulus_machine::{DirtyPages, Error, Machine};
+use romulus_protocol::{
+    host::{Event, Sealed},
+    time::Time,
+};
+use std::time::{Duration, Instant};
+
+/// What an epoch cost.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Ended {
+    /// When the guest went on.
+    pub(crate) resumed: Time,
+    /// How long it stood.
+    pub(crate) pause: Duration,
+    /// Pages that it had changed.
+    pub(crate) dirty: usize,
+    /// What became of its output.
+    pub(crate) seal: Seal,
+    times: [Duration; 6],
+}
+
+impl Ended {
+    /// Notes how long everything took.
+    pub(crate) fn record(&self, node: &Node) {
+        let phases = [
+            Phase::Park,
+            Phase::Quiesce,
+            Phase::Harvest,
+            Phase::Copy,
+            Phase::State,
+            Phase::Resume,
+        ];
+        for (phase, time) in phases.into_iter().zip(self.times) {
+            node.phases.record(phase, time);
+        }
+        node.phases.record(Phase::Pause, self.pause);
+    }
+}
+
+/// Ends the running epoch of `machine`. `complete` says whether everything that the session's
+/// full copy is to contain was read before now; it is asked while the guest is paused.
+///
+/// # Errors
+/// The machine has ended, or KVM refuses: then there is no machine any more.
+pub(crate) fn seal(
+    machine: Machine,
+    node: &Node,
+    output: &Output,
+    dirty: &mut DirtyPages,
+    mut staging: Box<Staging>,
+    complete: impl FnOnce() -> bool,
+) -> Result<(Machine, Ended), Error> {
+    let begun = Instant::now();
+    let mut paused = machine.pause()?;
+    let parked = Instant::now();
+    paused.harvest(dirty)?;
+    let harvested = Instant::now();
+    staging.clear();
+    staging.copy(paused.memory(), dirty.iter());
+    let copied = Instant::now();
+    let state = staging.state();
+    backup::join(state, |out| output.save_addresses(out));
+    paused.capture(state)?;
+    let captured = Instant::now();
+    let seal = output.seal();
+    node.stage(staging);
+    // Told before the guest goes on: the host must know which epoch runs whenever it decides what
+    // may leave.
+    node.handle(Event::Sealed(Sealed {
+        complete: complete(),
+        released_through: seal.released_through,
+        rx_next: 0,
+    }));
+    let stop = paused.stop_times();
+    let machine = paused.resume()?;
+    let end = Instant::now();
+    node.unstage();
+    let ended = Ended {
+        resumed: clock::now(),
+        pause: end - begun,
+        dirty: dirty.count(),
+        seal,
+        times: [
+            stop.park,
+            stop.quiesce,
+            harvested - parked,
+            copied - harvested,
+            captured - copied,
+            end - captured,
+        ],
+    };
+    Ok((machine, ended))
+}

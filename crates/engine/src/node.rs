@@ -1,0 +1,319 @@
+//! The protocol's state machine behind a mutex, and the hands that carry out what it wants.
+
+use crate::{
+    Report,
+    arbiter::Client,
+    clock,
+    datagram::Paths,
+    orders::{Order, Orders},
+    outbox::{Item, Outbox},
+    output::Output,
+    phases::Phases,
+};
+use romulus_checkpoint::Staging;
+use romulus_protocol::{
+    host::{Action, Event, Host, Notice, Status},
+    id::{Epoch, Incarnation, SessionId},
+    message::Message,
+    sidecar::Sidecar,
+};
+use std::{
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+        mpsc,
+    },
+    time::Duration,
+};
+
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What all threads of one engine share.
+///
+/// Locks are taken in this order, and none is held while an earlier one is taken: the replica's,
+/// the host's, then any of the others.
+pub(crate) struct Node {
+    host: Mutex<Host>,
+    pub(crate) orders: Arc<Orders>,
+    pub(crate) output: Arc<Output>,
+    pub(crate) phases: Phases,
+    paths: Mutex<Paths>,
+    arbiter: Mutex<Client>,
+    peers: Mutex<Vec<(Incarnation, Arc<Outbox>)>>,
+    sidecars: Mutex<mpsc::Sender<Sidecar>>,
+    reports: Mutex<mpsc::Sender<Report>>,
+    /// The session whose parts are welcome.
+    expected: Mutex<Option<SessionId>>,
+    /// The checkpoint that the host has accepted and that is still to be applied.
+    accepted: Mutex<Option<(SessionId, Epoch)>>,
+    /// The epoch that has just been sealed, until it goes to its link.
+    staged: Mutex<Option<Box<Staging>>>,
+    /// Stagings that nobody uses at the moment.
+    spare: Mutex<Vec<Box<Staging>>>,
+    ending: AtomicBool,
+    pub(crate) figures: Figures,
+}
+
+/// Counters for people.
+#[derive(Debug, Default)]
+pub(crate) struct Figures {
+    pub(crate) epochs: AtomicU64,
+    pub(crate) dirty_pages: AtomicU64,
+    pub(crate) sent_bytes: AtomicU64,
+    pub(crate) sent_pages: AtomicU64,
+    pub(crate) copied: AtomicU64,
+    pub(crate) to_copy: AtomicU64,
+}
+
+impl Node {
+    #[allow(clippy::too_many_arguments, reason = "each is made by somebody else")]
+    pub(crate) fn new(
+        host: Host,
+        orders: Arc<Orders>,
+        output: Arc<Output>,
+        paths: Paths,
+        arbiter: Client,
+        sidecars: mpsc::Sender<Sidecar>,
+        reports: mpsc::Sender<Report>,
+    ) -> Node {
+        Node {
+            host: Mutex::new(host),
+            orders,
+            output,
+            phases: Phases::default(),
+            paths: Mutex::new(paths),
+            arbiter: Mutex::new(arbiter),
+            peers: Mutex::default(),
+            sidecars: Mutex::new(sidecars),
+            reports: Mutex::new(reports),
+            expected: Mutex::default(),
+            accepted: Mutex::default(),
+            staged: Mutex::default(),
+            spare: Mutex::default(),
+            ending: AtomicBool::new(false),
+            figures: Figures::default(),
+        }
+    }
+
+    /// Tells the host of an event and does what it wants.
+    pub(crate) fn handle(&self, event: Event) {
+        self.handle_all(std::iter::once(event));
+    }
+
+    /// Tells the host of several events at once.
+    pub(crate) fn handle_all(&self, events: impl IntoIterator<Item = Event>) {
+        let mut host = lock(&self.host);
+        for event in events {
+            host.handle(clock::now(), event);
+            while let Some(action) = host.poll() {
+                self.perform(action);
+            }
+        }
+    }
+
+    /// What the host says of itself.
+    pub(crate) fn status(&self) -> Status {
+        lock(&self.host).status()
+    }
+
+    /// Whether the running epoch may end.
+    pub(crate) fn may_seal(&self) -> bool {
+        lock(&self.host).may_seal()
+    }
+
+    /// How long the heartbeat thread may sleep.
+    pub(crate) fn sleep(&self) -> Duration {
+        let now = clock::now();
+        lock(&self.host).deadline(now).since(now)
+    }
+
+    pub(crate) fn paths(&self) -> MutexGuard<'_, Paths> {
+        lock(&self.paths)
+    }
+
+    pub(crate) fn arbiter(&self) -> MutexGuard<'_, Client> {
+        lock(&self.arbiter)
+    }
+
+    pub(crate) fn is_ending(&self) -> bool {
+        self.ending.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn end(&self) {
+        self.ending.store(true, Ordering::Release);
+    }
+
+    /// There is a link to this incarnation; a second one replaces the first.
+    pub(crate) fn connected(&self, peer: Incarnation, outbox: &Arc<Outbox>) {
+        {
+            let mut peers = lock(&self.peers);
+            for (incarnation, old) in peers.iter() {
+                if *incarnation == peer {
+                    old.close();
+                }
+            }
+            peers.retain(|(incarnation, _)| *incarnation != peer);
+            peers.push((peer, Arc::clone(outbox)));
+        }
+        self.handle(Event::Connected(peer));
+    }
+
+    /// This link is closed. (If another has replaced it, the host was told.)
+    pub(crate) fn closed(&self, peer: Incarnation, outbox: &Arc<Outbox>) {
+        let mut peers = lock(&self.peers);
+        let before = peers.len();
+        peers.retain(|(_, other)| !Arc::ptr_eq(other, outbox));
+        let was_current = peers.len() < before;
+        drop(peers);
+        if was_current {
+            self.handle(Event::Closed(peer));
+        }
+    }
+
+    /// Closes every link: the process ends, or its machine is about to be another one.
+    pub(crate) fn close_links(&self) {
+        for (_, outbox) in lock(&self.peers).iter() {
+            outbox.close();
+        }
+    }
+
+    /// The link to an incarnation.
+    pub(crate) fn outbox(&self, peer: Incarnation) -> Option<Arc<Outbox>> {
+        let peers = lock(&self.peers);
+        let found = peers.iter().find(|(incarnation, _)| *incarnation == peer);
+        found.map(|(_, outbox)| Arc::clone(outbox))
+    }
+
+    /// The links there are.
+    pub(crate) fn partners(&self) -> Vec<Incarnation> {
+        lock(&self.peers).iter().map(|(peer, _)| *peer).collect()
+    }
+
+    /// The session whose parts are welcome.
+    pub(crate) fn expected(&self) -> Option<SessionId> {
+        *lock(&self.expected)
+    }
+
+    /// Whether the host has just accepted a checkpoint, which is then to be applied.
+    pub(crate) fn take_accepted(&self) -> Option<(SessionId, Epoch)> {
+        lock(&self.accepted).take()
+    }
+
+    /// The sealed epoch's content, for the checkpoint that the host is about to send.
+    pub(crate) fn stage(&self, staging: Box<Staging>) {
+        *lock(&self.staged) = Some(staging);
+    }
+
+    /// Gives back a staging that nobody took.
+    pub(crate) fn unstage(&self) {
+        if let Some(staging) = lock(&self.staged).take() {
+            self.recycle(staging);
+        }
+    }
+
+    pub(crate) fn recycle(&self, staging: Box<Staging>) {
+        lock(&self.spare).push(staging);
+    }
+
+    /// A staging that nobody uses.
+    pub(crate) fn spare(&self) -> Option<Box<Staging>> {
+        lock(&self.spare).pop()
+    }
+
+    /// Tells the binary.
+    pub(crate) fn report(&self, report: Report) {
+        // Nobody listens any more when the process is ending.
+        let _ = lock(&self.reports).send(report);
+    }
+
+    /// Does one thing. The host's mutex is held: nothing here may wait.
+    fn perform(&self, action: Action) {
+        match action {
+            Action::Arbiter(request) => self.arbiter().send(&request),
+            Action::Heartbeat(beat) => self.paths().send(&beat),
+            Action::Send { to, message } => self.send(to, message),
+            Action::Permit(permit) => self.output.permit(permit),
+            Action::Copy(session) => self.orders.push(Order::Copy(session)),
+            Action::EndCopy(session) => self.orders.push(Order::EndCopy(session)),
+            Action::Freeze => self.orders.push(Order::Freeze),
+            Action::Thaw => self.orders.push(Order::Thaw),
+            Action::Load(source) => self.orders.push(Order::Load(source)),
+            Action::Run { source, term } => self.orders.push(Order::Run { source, term }),
+            Action::Discard => {
+                *lock(&self.expected) = None;
+                self.orders.push(Order::Discard);
+            }
+            Action::Prepare(session) => {
+                *lock(&self.expected) = Some(session);
+                self.orders.push(Order::Prepare(session));
+            }
+            Action::Apply { session, epoch } => *lock(&self.accepted) = Some((session, epoch)),
+            Action::Try(session) => self.orders.push(Order::Try(session)),
+            Action::StoreSidecar(sidecar) => {
+                // The thread ends only with the process.
+                let _ = lock(&self.sidecars).send(sidecar);
+            }
+            Action::Notice(notice) => self.notice(notice),
+            Action::End => self.orders.push(Order::End),
+        }
+    }
+
+    fn send(&self, to: Incarnation, message: Message) {
+        let Some(outbox) = self.outbox(to) else {
+            self.unstage();
+            return;
+        };
+        match message {
+            Message::Checkpoint(checkpoint) => {
+                if let Some(staging) = lock(&self.staged).take() {
+                    // The loop wakes the sender when the guest runs again.
+                    outbox.push_quietly(Item::Epoch(checkpoint, staging));
+                }
+            }
+            message => outbox.push(Item::Message(message)),
+        }
+    }
+
+    fn notice(&self, notice: Notice) {
+        let text = match notice {
+            Notice::Running { term } => format!("runs the machine here, in term {term}"),
+            Notice::Protected(true) => {
+                self.report(Report::Protected(true));
+                "the machine is protected".to_owned()
+            }
+            Notice::Protected(false) => {
+                self.report(Report::Protected(false));
+                "the machine is NOT protected".to_owned()
+            }
+            Notice::Adapted { t_b } => {
+                format!("this host is noisy: T_b is now {} ms", t_b.as_millis())
+            }
+            Notice::Arbiter { answers: true } => "the arbiter answers".to_owned(),
+            Notice::Arbiter { answers: false } => {
+                "the arbiter does not answer: nobody could take over now".to_owned()
+            }
+            Notice::Refused(refusal) => format!("the arbiter refuses: {refusal}"),
+            Notice::RecordLost { record: None } => {
+                "the arbiter has no record of this machine: `romulus create` makes the first one; \
+                 if there was one, the arbiter has lost it"
+                    .to_owned()
+            }
+            Notice::RecordLost {
+                record: Some(record),
+            } => format!(
+                "the arbiter has an older record (generation {}) than it once gave: it has lost state",
+                record.generation
+            ),
+            Notice::Claims => "claims the machine".to_owned(),
+            Notice::ReplicaBroken => "the replica cannot be used".to_owned(),
+            Notice::CannotPromote => {
+                "there is nothing whole here to promote, or the arbiter was never reached"
+                    .to_owned()
+            }
+        };
+        tracing::info!("{text}");
+        self.report(Report::Notice(text));
+    }
+}

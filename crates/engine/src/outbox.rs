@@ -1,0 +1,298 @@
+//! What waits to be sent on one link, and the thread that sends it.
+//!
+//! Encoding happens here, while the guest runs; the pages of the first full copy are read here
+//! whenever nothing else is to be sent.
+
+use crate::{
+    link::{Closer, LinkError, Sender},
+    node::Node,
+    phases::Phase,
+};
+use romulus_checkpoint::{Encoder, Staging};
+use romulus_machine::Memory;
+use romulus_protocol::{
+    id::{Epoch, SessionId},
+    message::{Checkpoint, Message},
+    wire,
+};
+use std::{
+    collections::VecDeque,
+    sync::{
+        Arc, Condvar, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Instant,
+};
+
+/// Pages of the full copy between two looks at what else is to be sent: about a millisecond.
+const BULK: usize = 256;
+
+/// One thing to send.
+pub(crate) enum Item {
+    /// A message.
+    Message(Message),
+    /// A sealed epoch: its parts, then this message.
+    Epoch(Checkpoint, Box<Staging>),
+    /// A session begins: its full copy is sent from now on.
+    Open(Box<Stream>),
+    /// A session is over.
+    Shut(SessionId),
+}
+
+/// The primary's side of one session.
+pub(crate) struct Stream {
+    pub(crate) id: SessionId,
+    pub(crate) encoder: Encoder,
+    pub(crate) memory: Memory,
+    /// The epoch to which the pages of the full copy belong: the one that is sealed next.
+    pub(crate) epoch: Epoch,
+    /// The next page of the full copy.
+    pub(crate) next: usize,
+    /// Every page has been read since the session began.
+    pub(crate) copied: Arc<AtomicBool>,
+}
+
+#[derive(Default)]
+struct Inner {
+    items: VecDeque<Item>,
+    closed: bool,
+}
+
+/// The queue of one link. Messages are small, and at most one epoch is in it.
+pub(crate) struct Outbox {
+    inner: Mutex<Inner>,
+    changed: Condvar,
+    closer: Closer,
+}
+
+impl Outbox {
+    pub(crate) fn new(closer: Closer) -> Outbox {
+        Outbox {
+            inner: Mutex::default(),
+            changed: Condvar::new(),
+            closer,
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Adds an item.
+    pub(crate) fn push(&self, item: Item) {
+        self.push_quietly(item);
+        self.changed.notify_one();
+    }
+
+    /// Adds an item without waking the sender: in the pause every system call counts.
+    pub(crate) fn push_quietly(&self, item: Item) {
+        let mut inner = self.lock();
+        if !inner.closed {
+            inner.items.push_back(item);
+        }
+    }
+
+    /// Wakes the sender.
+    pub(crate) fn notify(&self) {
+        self.changed.notify_one();
+    }
+
+    /// Ends the link: both of its threads return.
+    pub(crate) fn close(&self) {
+        let mut inner = self.lock();
+        inner.closed = true;
+        inner.items.clear();
+        drop(inner);
+        self.changed.notify_one();
+        self.closer.close();
+    }
+
+    /// The next item. With `busy` it does not wait. Nothing and closed: `Err`.
+    fn take(&self, busy: bool) -> Result<Option<Item>, ()> {
+        let mut inner = self.lock();
+        loop {
+            if inner.closed {
+                return Err(());
+            }
+            if let Some(item) = inner.items.pop_front() {
+                return Ok(Some(item));
+            }
+            if busy {
+                return Ok(None);
+            }
+            inner = self
+                .changed
+                .wait(inner)
+                .unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+}
+
+/// The thread that sends.
+pub(crate) struct Writer {
+    pub(crate) node: Arc<Node>,
+    pub(crate) outbox: Arc<Outbox>,
+    pub(crate) sender: Sender,
+    stream: Option<Box<Stream>>,
+    /// Reused for every message.
+    bytes: Vec<u8>,
+    part: Vec<u8>,
+}
+
+impl Writer {
+    pub(crate) fn new(node: Arc<Node>, outbox: Arc<Outbox>, sender: Sender) -> Writer {
+        Writer {
+            node,
+            outbox,
+            sender,
+            stream: None,
+            bytes: Vec::new(),
+            part: Vec::new(),
+        }
+    }
+
+    /// Sends until the link is closed.
+    pub(crate) fn run(mut self) {
+        if let Err(error) = self.send_all() {
+            tracing::debug!(%error, "the link cannot be written to");
+        }
+        self.outbox.close();
+    }
+
+    fn send_all(&mut self) -> Result<(), LinkError> {
+        loop {
+            let copying = self.stream.as_ref().is_some_and(|s| !s.is_copied());
+            match self.outbox.take(copying) {
+                Err(()) => return Ok(()),
+                Ok(None) => self.copy()?,
+                Ok(Some(Item::Message(message))) => self.message(&message)?,
+                Ok(Some(Item::Epoch(checkpoint, staging))) => {
+                    let sent = self.epoch(checkpoint, &staging);
+                    self.node.recycle(staging);
+                    sent?;
+                }
+                Ok(Some(Item::Open(stream))) => self.stream = Some(stream),
+                Ok(Some(Item::Shut(session))) => {
+                    if self.stream.as_ref().is_some_and(|s| s.id == session) {
+                        self.stream = None;
+                    }
+                }
+            }
+        }
+    }
+
+    fn message(&mut self, message: &Message) -> Result<(), LinkError> {
+        self.bytes.clear();
+        wire::encode_message(message, &mut self.bytes);
+        self.sender.send(&self.bytes)
+    }
+
+    /// Sends some pages of the first full copy.
+    fn copy(&mut self) -> Result<(), LinkError> {
+        let Some(stream) = &mut self.stream else {
+            return Ok(());
+        };
+        let end = (stream.next + BULK).min(stream.memory.pages());
+        let mut out = Parts {
+            session: stream.id,
+            epoch: stream.epoch,
+            sender: &mut self.sender,
+            bytes: &mut self.bytes,
+            part: &mut self.part,
+            sent: 0,
+        };
+        let range = stream.next..end;
+        let counts = stream
+            .encoder
+            .bulk(&stream.memory, range, &mut |index, bytes| {
+                out.send(index, bytes)
+            })?;
+        let _ = counts;
+        let figures = &self.node.figures;
+        figures.sent_bytes.fetch_add(out.sent, Ordering::Relaxed);
+        figures.copied.store(end as u64, Ordering::Relaxed);
+        stream.next = end;
+        if end == stream.memory.pages() {
+            stream.copied.store(true, Ordering::Release);
+        }
+        Ok(())
+    }
+
+    fn epoch(&mut self, mut checkpoint: Checkpoint, staging: &Staging) -> Result<(), LinkError> {
+        let Some(stream) = &mut self.stream else {
+            return Ok(());
+        };
+        if stream.id != checkpoint.session {
+            return Ok(());
+        }
+        let started = Instant::now();
+        let mut out = Parts {
+            session: stream.id,
+            epoch: checkpoint.epoch,
+            sender: &mut self.sender,
+            bytes: &mut self.bytes,
+            part: &mut self.part,
+            sent: 0,
+        };
+        let mut sending = std::time::Duration::ZERO;
+        let sealed = stream.encoder.encode(staging, &mut |index, bytes| {
+            let begun = Instant::now();
+            let result = out.send(index, bytes);
+            sending += begun.elapsed();
+            result
+        })?;
+        let encoded = started.elapsed().saturating_sub(sending);
+        let sent = out.sent;
+        stream.epoch = checkpoint.epoch.next();
+        checkpoint.parts = sealed.parts;
+        checkpoint.digest = sealed.digest;
+        let begun = Instant::now();
+        self.message(&Message::Checkpoint(checkpoint))?;
+        sending += begun.elapsed();
+        self.node.phases.record(Phase::Encode, encoded);
+        self.node.phases.record(Phase::Send, sending);
+        let figures = &self.node.figures;
+        figures.sent_bytes.fetch_add(sent, Ordering::Relaxed);
+        figures
+            .sent_pages
+            .fetch_add(staging.pages() as u64, Ordering::Relaxed);
+        Ok(())
+    }
+}
+
+impl Stream {
+    fn is_copied(&self) -> bool {
+        self.next >= self.memory.pages()
+    }
+}
+
+/// Sends parts of one epoch.
+struct Parts<'a> {
+    session: SessionId,
+    epoch: Epoch,
+    sender: &'a mut Sender,
+    bytes: &'a mut Vec<u8>,
+    part: &'a mut Vec<u8>,
+    sent: u64,
+}
+
+impl Parts<'_> {
+    fn send(&mut self, index: u32, bytes: &[u8]) -> Result<(), LinkError> {
+        self.part.clear();
+        self.part.extend_from_slice(bytes);
+        let message = Message::Part {
+            session: self.session,
+            epoch: self.epoch,
+            index,
+            bytes: std::mem::take(self.part),
+        };
+        self.bytes.clear();
+        wire::encode_message(&message, self.bytes);
+        if let Message::Part { bytes, .. } = message {
+            // The buffer is used again.
+            *self.part = bytes;
+        }
+        self.sent += self.bytes.len() as u64;
+        self.sender.send(self.bytes)
+    }
+}

@@ -1,0 +1,59 @@
+//! The thread of the heartbeats: it reads its sockets, tells the host the time, and does nothing
+//! that could take long.
+
+use crate::node::Node;
+use romulus_protocol::host::Event;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use std::{os::fd::OwnedFd, sync::Arc, time::Duration};
+
+/// The longest sleep, so that the end of the process is noticed.
+const SLEEP_MAX: Duration = Duration::from_millis(100);
+
+/// Runs until the process ends. The descriptors are copies of the sockets', to wait on.
+pub(crate) fn run(node: &Arc<Node>, sockets: &[OwnedFd]) {
+    raise_priority();
+    let mut events = Vec::new();
+    while !node.is_ending() {
+        wait(sockets, node.sleep().min(SLEEP_MAX));
+        events.clear();
+        {
+            let mut paths = node.paths();
+            while let Some((_, beat)) = paths.receive() {
+                events.push(Event::Heartbeat(beat));
+            }
+        }
+        {
+            let mut arbiter = node.arbiter();
+            while let Some(answer) = arbiter.receive() {
+                events.push(Event::Arbiter(answer));
+            }
+        }
+        // Everything that has arrived counts before the silence of what has not.
+        events.push(Event::Tick { drained: true });
+        node.handle_all(events.drain(..));
+    }
+}
+
+fn wait(sockets: &[OwnedFd], at_most: Duration) {
+    let mut polled: Vec<PollFd<'_>> = sockets
+        .iter()
+        .map(|socket| PollFd::new(socket, PollFlags::IN))
+        .collect();
+    let timeout = Timespec {
+        tv_sec: i64::try_from(at_most.as_secs()).unwrap_or(0),
+        tv_nsec: i64::from(at_most.subsec_nanos()),
+    };
+    // Interrupted or failed: the caller looks at everything in any case.
+    let _ = poll(&mut polled, Some(&timeout));
+}
+
+/// A busy host must not keep this thread from running: that would be a false alarm. Without the
+/// permission it stays as it is.
+fn raise_priority() {
+    let priority = libc::sched_param { sched_priority: 10 };
+    // SAFETY: the structure is valid for the call; only this thread (0) is concerned.
+    let done = unsafe { libc::sched_setscheduler(0, libc::SCHED_RR, &raw const priority) };
+    if done != 0 {
+        tracing::debug!("the heartbeats run without real-time priority");
+    }
+}

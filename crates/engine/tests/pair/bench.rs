@@ -1,0 +1,324 @@
+//! What the tests of a pair stand on.
+
+use romulus_engine::{
+    ArbiterAddress, Builder, Ended, Engine, HostAddress, Report, Settings, Shape, Status,
+    arbiter::{Client, Server, ServerConfig},
+    identity::{Public, Secret},
+    sidecar,
+};
+use romulus_machine::{Error, Memory, Paused, Ports, tiny::Tiny};
+use romulus_protocol::{
+    arbiter::{Ask, Request},
+    control::Limits,
+    host::RoleName,
+    id::{Incarnation, MachineId},
+    sidecar::Sidecar,
+    timing::Timing,
+};
+use std::{
+    net::{SocketAddr, UdpSocket},
+    os::unix::net::UnixStream,
+    sync::{Arc, Mutex, mpsc},
+    thread::{self, JoinHandle},
+    time::{Duration, Instant},
+};
+use tempfile::TempDir;
+
+/// How often a condition is looked at.
+const STEP: Duration = Duration::from_millis(5);
+
+/// The tiny guest, whose memory the test can see.
+struct Watched {
+    tiny: Tiny,
+    memory: Mutex<Option<Memory>>,
+}
+
+impl Watched {
+    fn see(&self, made: Result<Paused, Error>) -> Result<Paused, Error> {
+        let paused = made?;
+        *self.memory.lock().unwrap() = Some(paused.memory().clone());
+        Ok(paused)
+    }
+}
+
+impl Builder for Watched {
+    fn boot(&self, ports: &Ports) -> Result<Paused, Error> {
+        self.see(self.tiny.boot_with(ports))
+    }
+
+    fn prepare(&self, ports: &Ports) -> Result<Paused, Error> {
+        self.see(Builder::prepare(&self.tiny, ports))
+    }
+
+    fn shape(&self) -> Result<Shape, Error> {
+        self.tiny.shape()
+    }
+}
+
+/// Two hosts' worth of settings, and a running arbiter.
+pub(crate) struct Bench {
+    hosts: [HostAddress; 2],
+    secrets: [Secret; 2],
+    arbiter: ArbiterAddress,
+    directory: TempDir,
+    /// Dropped to end the arbiter.
+    stop: Option<UnixStream>,
+    server: Option<JoinHandle<()>>,
+}
+
+/// An address on the loopback interface that nobody uses at the moment.
+fn address() -> SocketAddr {
+    let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+    socket.local_addr().unwrap()
+}
+
+const MACHINE: MachineId = MachineId(0x6f);
+
+impl Bench {
+    /// Nothing where there is no KVM.
+    pub(crate) fn new() -> Option<Bench> {
+        if !std::path::Path::new("/dev/kvm").exists() {
+            eprintln!("skipped: there is no /dev/kvm here");
+            return None;
+        }
+        // Shown for a test that fails.
+        let _ = tracing_subscriber::fmt()
+            .with_max_level(tracing::Level::DEBUG)
+            .with_test_writer()
+            .try_init();
+        let directory = tempfile::tempdir().unwrap();
+        let secret = |name: &str| Secret::create(&directory.path().join(name)).unwrap();
+        let (secrets, judge) = ([secret("alba"), secret("berta")], secret("judge"));
+        let host = |name: &str, secret: &Secret| HostAddress {
+            name: name.into(),
+            identity: secret.public().clone(),
+            replication: address(),
+            control: Some(address()),
+        };
+        let hosts = [host("alba", &secrets[0]), host("berta", &secrets[1])];
+        let arbiter = ArbiterAddress {
+            address: address(),
+            identity: judge.public().clone(),
+        };
+        let allowed: Vec<Public> = hosts.iter().map(|h| h.identity.clone()).collect();
+        let server = Server::open(ServerConfig {
+            listen: vec![arbiter.address],
+            store: directory.path().join("records"),
+            secret: judge,
+            allowed,
+        })
+        .unwrap();
+        let (stop, ended) = UnixStream::pair().unwrap();
+        let server = thread::spawn(move || server.run(ended).unwrap());
+        let bench = Bench {
+            hosts,
+            secrets,
+            arbiter,
+            directory,
+            stop: Some(stop),
+            server: Some(server),
+        };
+        bench.create();
+        Some(bench)
+    }
+
+    /// What `romulus create` does.
+    fn create(&self) {
+        let mut client = Client::open(
+            self.arbiter.address,
+            None,
+            &self.secrets[0],
+            &self.arbiter.identity,
+        )
+        .unwrap();
+        let creator = Incarnation::new(77).unwrap();
+        let request = Request {
+            machine: MACHINE,
+            from: creator,
+            number: 1,
+            ask: Ask::Create,
+        };
+        let until = Instant::now() + Duration::from_secs(10);
+        let answer = loop {
+            assert!(Instant::now() < until, "the arbiter does not answer");
+            client.send(&request);
+            thread::sleep(STEP);
+            if let Some(answer) = client.receive() {
+                break answer;
+            }
+        };
+        assert!(answer.record.is_some(), "{answer:?}");
+        sidecar::store(&self.state(0), &Sidecar::of(MACHINE, creator)).unwrap();
+    }
+
+    fn state(&self, index: usize) -> std::path::PathBuf {
+        self.directory.path().join(format!("state{index}"))
+    }
+
+    /// Starts an engine as host number `index`.
+    pub(crate) fn start(&self, index: usize) -> Life {
+        let settings = Settings {
+            machine: MACHINE,
+            name: format!("tiny{index}"),
+            me: index,
+            hosts: self.hosts.clone(),
+            arbiter: self.arbiter.clone(),
+            // A computer that does many things at once: what is tested here is not the speed.
+            timing: Timing {
+                heartbeat: Duration::from_millis(20),
+                t_p: Duration::from_millis(350),
+                t_a: Duration::from_millis(400),
+                t_b: Duration::from_millis(500),
+                stall: Duration::from_millis(250),
+                t_cold: Duration::from_millis(1500),
+                ..Timing::default()
+            },
+            limits: Limits::default(),
+            insecure: false,
+            state: self.state(index),
+            shadow: 64 << 20,
+            queue: 1 << 20,
+            lock_memory: false,
+            reboot: true,
+            fault: Duration::from_micros(1),
+        };
+        let tiny = Tiny {
+            vcpus: 1,
+            memory: 128 << 20,
+            pages: 50,
+            stride: 3,
+            first_page: 1024,
+            wait: 100_000,
+        };
+        let builder = Arc::new(Watched {
+            tiny,
+            memory: Mutex::default(),
+        });
+        let (sender, reports) = mpsc::channel();
+        let engine = Engine::start(
+            settings,
+            &self.secrets[index],
+            Arc::clone(&builder) as Arc<dyn Builder>,
+            sender,
+        )
+        .unwrap();
+        Life {
+            engine,
+            reports,
+            builder,
+        }
+    }
+}
+
+impl Drop for Bench {
+    fn drop(&mut self) {
+        self.stop = None;
+        if let Some(server) = self.server.take() {
+            server.join().unwrap();
+        }
+    }
+}
+
+/// One life of one engine.
+pub(crate) struct Life {
+    engine: Engine,
+    reports: mpsc::Receiver<Report>,
+    builder: Arc<Watched>,
+}
+
+impl Life {
+    /// Waits for a report.
+    pub(crate) fn until(&self, at_most: Duration, wanted: impl Fn(&Report) -> bool) -> Report {
+        let until = Instant::now() + at_most;
+        let mut seen = Vec::new();
+        loop {
+            let left = until.saturating_duration_since(Instant::now());
+            match self.reports.recv_timeout(left) {
+                Ok(report) if wanted(&report) => return report,
+                Ok(report) => seen.push(format!("{report:?}")),
+                Err(error) => panic!(
+                    "not reported ({error}); seen: {seen:#?}; {:#?}",
+                    self.status()
+                ),
+            }
+        }
+    }
+
+    /// Waits until the machine runs here: its term, and whether it was taken over.
+    pub(crate) fn running(&self, at_most: Duration) -> (u64, bool) {
+        match self.until(at_most, |r| matches!(r, Report::Running { .. })) {
+            Report::Running {
+                term, taken_over, ..
+            } => (term, taken_over),
+            other => unreachable!("{other:?}"),
+        }
+    }
+
+    /// Waits for the end.
+    pub(crate) fn ended(self, at_most: Duration) -> Ended {
+        let report = self.until(at_most, |r| matches!(r, Report::Ended(_)));
+        self.engine.join();
+        match report {
+            Report::Ended(ended) => ended,
+            other => unreachable!("{other:?}"),
+        }
+    }
+
+    pub(crate) fn status(&self) -> Status {
+        self.engine.status()
+    }
+
+    /// Waits until the status is as wanted.
+    pub(crate) fn wait(&self, at_most: Duration, wanted: impl Fn(&Status) -> bool) {
+        let until = Instant::now() + at_most;
+        while !wanted(&self.status()) {
+            assert!(Instant::now() < until, "{:#?}", self.status());
+            thread::sleep(STEP);
+        }
+    }
+
+    /// The guest's count of rounds.
+    pub(crate) fn rounds(&self) -> u64 {
+        let memory = self.builder.memory.lock().unwrap();
+        let memory = memory.as_ref().expect("a machine was made");
+        self.builder.tiny.rounds(memory, 0)
+    }
+
+    /// Waits until the guest has gone beyond `rounds`.
+    pub(crate) fn wait_rounds(&self, at_most: Duration, rounds: u64) {
+        let until = Instant::now() + at_most;
+        while self.rounds() <= rounds {
+            assert!(Instant::now() < until, "{} of {rounds}", self.rounds());
+            thread::sleep(STEP);
+        }
+    }
+
+    /// Whether it holds a whole replica and runs nothing.
+    pub(crate) fn is_backup(&self) -> bool {
+        let status = self.status().host;
+        status.role == RoleName::Backup && status.whole
+    }
+
+    /// Whether nothing runs here for all of this time.
+    pub(crate) fn stays_idle(&self, time: Duration) -> bool {
+        let until = Instant::now() + time;
+        loop {
+            let left = until.saturating_duration_since(Instant::now());
+            match self.reports.recv_timeout(left) {
+                Ok(Report::Running { .. }) => return false,
+                Ok(_) => {}
+                Err(_) => return true,
+            }
+        }
+    }
+
+    /// The operator's stop.
+    pub(crate) fn stop(&self) {
+        self.engine.stop();
+    }
+
+    /// Ends it without a word to anybody.
+    pub(crate) fn vanish(self) {
+        self.engine.join();
+    }
+}
