@@ -300,7 +300,7 @@ impl Driver {
         let staging = self
             .node
             .spare()
-            .unwrap_or_else(|| Box::new(Staging::new(STAGING)));
+            .unwrap_or_else(|| Staging::new(STAGING));
         let copied = &session.copied;
         *lock(&self.sealed) = Some(now);
         let sealed = epoch::seal(

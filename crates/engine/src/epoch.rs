@@ -57,7 +57,7 @@ pub(crate) fn seal(
     node: &Node,
     output: &Output,
     dirty: &mut DirtyPages,
-    mut staging: Box<Staging>,
+    mut staging: Staging,
     complete: impl FnOnce() -> bool,
 ) -> Result<(Machine, Ended), Error> {
     let begun = Instant::now();

@@ -182,7 +182,7 @@ impl Engine {
         let limit = usize::try_from(settings.queue).unwrap_or(usize::MAX);
         let output = Arc::new(Output::new(limit, shape.cards.clone(), Arc::clone(&orders)));
         let (paths, arbiter, polled) = sockets(&settings, secret)?;
-        let (sidecars, stores) = mpsc::channel();
+        let (sidecars, to_store) = mpsc::channel();
         let node = Arc::new(Node::new(
             host,
             orders,
@@ -233,7 +233,7 @@ impl Engine {
             },
             threads: Vec::new(),
         };
-        let spawned = engine.spawn(&settings, driver, links, way, stores, polled);
+        let spawned = engine.spawn(&settings, driver, links, way, to_store, polled);
         if let Err(error) = spawned {
             engine.join();
             return Err(error.into());
@@ -247,21 +247,21 @@ impl Engine {
         driver: Driver,
         links: Links,
         way: Way,
-        stores: mpsc::Receiver<romulus_protocol::sidecar::Sidecar>,
+        to_store: mpsc::Receiver<romulus_protocol::sidecar::Sidecar>,
         polled: Vec<OwnedFd>,
     ) -> io::Result<()> {
         let named = |what: &str| thread::Builder::new().name(format!("{} {what}", settings.name));
         let (node, state) = (Arc::clone(&self.node), settings.state.clone());
         self.threads.push(named("sidecar").spawn(move || {
             while !node.is_ending() {
-                let Ok(sidecar) = stores.recv_timeout(LOOK) else {
+                let Ok(sidecar) = to_store.recv_timeout(LOOK) else {
                     continue;
                 };
-                let stored = sidecar::store(&state, &sidecar);
-                if let Err(error) = &stored {
+                let result = sidecar::store(&state, &sidecar);
+                if let Err(error) = &result {
                     tracing::error!("{error}");
                 }
-                node.handle(host::Event::SidecarStored(stored.is_ok()));
+                node.handle(host::Event::SidecarStored(result.is_ok()));
             }
         })?);
         let node = Arc::clone(&self.node);

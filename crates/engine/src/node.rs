@@ -49,9 +49,9 @@ pub(crate) struct Node {
     /// The checkpoint that the host has accepted and that is still to be applied.
     accepted: Mutex<Option<(SessionId, Epoch)>>,
     /// The epoch that has just been sealed, until it goes to its link.
-    staged: Mutex<Option<Box<Staging>>>,
+    staged: Mutex<Option<Staging>>,
     /// Stagings that nobody uses at the moment.
-    spare: Mutex<Vec<Box<Staging>>>,
+    spare: Mutex<Vec<Staging>>,
     ending: AtomicBool,
     pub(crate) figures: Figures,
 }
@@ -202,7 +202,7 @@ impl Node {
     }
 
     /// The sealed epoch's content, for the checkpoint that the host is about to send.
-    pub(crate) fn stage(&self, staging: Box<Staging>) {
+    pub(crate) fn stage(&self, staging: Staging) {
         *lock(&self.staged) = Some(staging);
     }
 
@@ -213,12 +213,12 @@ impl Node {
         }
     }
 
-    pub(crate) fn recycle(&self, staging: Box<Staging>) {
+    pub(crate) fn recycle(&self, staging: Staging) {
         lock(&self.spare).push(staging);
     }
 
     /// A staging that nobody uses.
-    pub(crate) fn spare(&self) -> Option<Box<Staging>> {
+    pub(crate) fn spare(&self) -> Option<Staging> {
         lock(&self.spare).pop()
     }
 

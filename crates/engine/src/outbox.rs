@@ -32,7 +32,7 @@ pub(crate) enum Item {
     /// A message.
     Message(Message),
     /// A sealed epoch: its parts, then this message.
-    Epoch(Checkpoint, Box<Staging>),
+    Epoch(Checkpoint, Staging),
     /// A session begins: its full copy is sent from now on.
     Open(Box<Stream>),
     /// A session is over.
