@@ -4,10 +4,11 @@ use crate::exit;
 use clap::{Args, Parser, Subcommand};
 use std::{path::PathBuf, time::Duration};
 
-/// Runs virtual machines for telephony servers on KVM.
+/// Runs virtual machines for telephony servers on KVM, and protects them by a second host.
 ///
 /// One process runs one machine, which a file describes; there is no daemon. Check the host first with `romulus
-/// doctor`, then start a machine with `romulus run`.
+/// doctor`, then start a machine with `romulus run`. To protect it: `romulus pair` on each host, `romulus arbiter` on a
+/// third, `romulus create` once.
 #[derive(Debug, Parser)]
 #[command(
     name = "romulus",
@@ -30,6 +31,10 @@ pub(crate) enum Command {
     Stop(Stop),
     Console(Console),
     Status(Status),
+    Promote(Promote),
+    Pair(Pair),
+    Create(Create),
+    Arbiter(Arbiter),
     Doctor(Doctor),
     Completions(Completions),
 }
@@ -38,6 +43,9 @@ pub(crate) enum Command {
 ///
 /// Starts the machine that FILE describes and stays until it has ended. Where the file gives no console log, the
 /// machine's serial console is this terminal (Ctrl-] then ? shows the keys) or standard output.
+///
+/// With a `[protection]` section the same command with the same file runs on both hosts: the one that may runs the
+/// machine, the other stands by with its replica and takes over when the first fails.
 ///
 /// SIGTERM and SIGINT stop the machine in order: the guest's power button is pressed, and after `stop_timeout` the
 /// machine is stopped by force; a second signal forces at once. SIGHUP opens the console log anew.
@@ -88,10 +96,11 @@ pub(crate) struct Console {
 /// Show running machines.
 ///
 /// Without NAME, a table of all machines of this user's runtime directory; with NAME, everything about one. Exits with
-/// 15 when the named machine does not run.
+/// 15 when the named machine does not run. With --require-protected, exits with 1 unless every machine shown is
+/// protected: a check for monitoring, the same on both hosts.
 #[derive(Debug, Args)]
 #[command(
-    after_long_help = "Examples:\n  romulus status\n  romulus status registrar\n  romulus status --json | jq -r '.[].state'"
+    after_long_help = "Examples:\n  romulus status\n  romulus status registrar\n  romulus status --json | jq -r '.[].state'\n  romulus status registrar --timing\n  romulus status registrar --require-protected > /dev/null || echo 'no cover'"
 )]
 pub(crate) struct Status {
     /// The machine's name, or its file.
@@ -100,6 +109,91 @@ pub(crate) struct Status {
     /// For programs.
     #[arg(long)]
     pub(crate) json: bool,
+    /// How long each phase of an epoch takes, on the host that runs the machine.
+    #[arg(long, requires = "machine")]
+    pub(crate) timing: bool,
+    /// Exit with 1 when a machine is not protected.
+    #[arg(long)]
+    pub(crate) require_protected: bool,
+}
+
+/// Let this host run a protected machine although its newest state may be lost.
+///
+/// For the day when the host that ran it will not come back and this one may not go on by itself. The process must run
+/// here (`romulus run`) and reach the arbiter. Whatever the other host did since this host's newest copy is lost.
+/// Make sure first that the other host is off.
+#[derive(Debug, Args)]
+#[command(after_long_help = "Example:\n  romulus promote registrar --accept-loss")]
+pub(crate) struct Promote {
+    /// The machine's name, or its file.
+    #[arg(value_name = "NAME|FILE")]
+    pub(crate) machine: String,
+    /// Confirm that newer state may be lost.
+    #[arg(long, required = true)]
+    pub(crate) accept_loss: bool,
+}
+
+/// Show this host's identity; make it if there is none.
+///
+/// Every host and every arbiter has a secret of its own, which never leaves it. Its public form goes into the machine
+/// file of both hosts and to the arbiter. A secret that exists is never overwritten.
+#[derive(Debug, Args)]
+#[command(
+    after_long_help = "Examples:\n  romulus pair\n  romulus pair --json | jq -r .identity\n  romulus pair --identity /etc/romulus/arbiter-identity"
+)]
+pub(crate) struct Pair {
+    /// The secret's file.
+    #[arg(long, value_name = "FILE", default_value = crate::config::IDENTITY)]
+    pub(crate) identity: PathBuf,
+    /// For programs.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Make the record of a new protected machine at the arbiter.
+///
+/// Run it once in a machine's life, on the first host of its file, before the first `romulus run`. Run again, it says
+/// that the machine exists and changes nothing. A file without a uuid gets one to paste.
+///
+/// Exits with 0 when the machine is ready to run, 69 when the arbiter does not answer, 78 when the file is wrong or
+/// lacks its uuid, 1 when the record and this host do not belong together.
+#[derive(Debug, Args)]
+#[command(
+    after_long_help = "Examples:\n  romulus create registrar.toml\n  romulus create registrar.toml --timeout 60s --json"
+)]
+pub(crate) struct Create {
+    /// The machine file.
+    pub(crate) file: PathBuf,
+    /// How long to ask an arbiter that does not answer.
+    #[arg(long, value_parser = humantime::parse_duration, default_value = "10s")]
+    pub(crate) timeout: Duration,
+    /// For programs.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Run an arbiter in the foreground.
+///
+/// The arbiter keeps the record of who may run each machine. It belongs on a third host: when it fails, machines run on,
+/// but no host can take one over. It answers only the identities in the file of --allow. SIGTERM and SIGINT end it,
+/// SIGHUP makes it read that file again.
+#[derive(Debug, Args)]
+#[command(
+    after_long_help = "Examples:\n  romulus arbiter --listen 203.0.113.9:7400 --store /var/lib/romulus-arbiter --identity /etc/romulus/identity --allow /etc/romulus/allowed\n  systemctl enable --now romulus-arbiter"
+)]
+pub(crate) struct Arbiter {
+    /// UDP address to answer at; several may be given.
+    #[arg(long, value_name = "ADDRESS", required = true)]
+    pub(crate) listen: Vec<std::net::SocketAddr>,
+    /// Directory of the records.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) store: PathBuf,
+    /// File of the arbiter's secret, made by `romulus pair`.
+    #[arg(long, value_name = "FILE", default_value = crate::config::IDENTITY)]
+    pub(crate) identity: PathBuf,
+    /// File of the hosts' public identities: one a line, `#` begins a comment.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) allow: PathBuf,
 }
 
 /// Check whether this host can run machines.

@@ -50,18 +50,31 @@ pub(crate) fn console(args: &cli::Console) -> Result<Code, Failure> {
     Ok(Code::Done)
 }
 
+/// `romulus promote`.
+pub(crate) fn promote(args: &cli::Promote) -> Result<Code, Failure> {
+    let name = machine_name(&args.machine)?;
+    Client::new(&RuntimeDir::of_user()?, &name)?.promote()?;
+    println!(
+        "machine {name}: asked the arbiter; `romulus status {name}` and the log say what comes of it"
+    );
+    Ok(Code::Done)
+}
+
 /// `romulus status`.
 pub(crate) fn status(args: &cli::Status) -> Result<Code, Failure> {
     let directory = RuntimeDir::of_user()?;
     if let Some(machine) = &args.machine {
         let name = machine_name(machine)?;
-        let status = Client::new(&directory, &name)?.status()?;
-        if args.json {
-            print_json(&status)?;
-        } else {
-            print(table::details(&status).as_bytes())?;
+        let client = Client::new(&directory, &name)?;
+        let status = client.status()?;
+        let covered = is_protected(&status);
+        match (args.timing, args.json) {
+            (false, true) => print_json(&status)?,
+            (false, false) => print(table::details(&status).as_bytes())?,
+            (true, true) => print_json(&client.timing()?)?,
+            (true, false) => print(table::timing(&client.timing()?).as_bytes())?,
         }
-        return Ok(Code::Done);
+        return Ok(verdict(args, covered));
     }
     let names = directory
         .names()
@@ -78,7 +91,28 @@ pub(crate) fn status(args: &cli::Status) -> Result<Code, Failure> {
         }
         false => print(table::machines(&entries).as_bytes())?,
     }
-    Ok(Code::Done)
+    // Where no machine runs, none is protected.
+    let covered = !entries.is_empty()
+        && entries
+            .iter()
+            .all(|entry| matches!(entry, Entry::Known(status) if is_protected(status)));
+    Ok(verdict(args, covered))
+}
+
+fn is_protected(status: &Status) -> bool {
+    status
+        .protection
+        .as_ref()
+        .is_some_and(|protection| protection.protected)
+}
+
+/// The exit code of `romulus status`: cover must never be lost in silence.
+fn verdict(args: &cli::Status, covered: bool) -> Code {
+    if args.require_protected && !covered {
+        Code::Failed
+    } else {
+        Code::Done
+    }
 }
 
 /// One machine in the list of all.

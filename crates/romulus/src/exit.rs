@@ -8,7 +8,7 @@ use std::process::ExitCode;
 pub(crate) enum Code {
     /// Done; for `run`: the guest switched itself off, or was stopped in order.
     Done = 0,
-    /// Something else went wrong; for `doctor`: this host cannot run machines.
+    /// Something else went wrong; for `doctor`: this host cannot run machines; for `status`: not protected.
     Failed = 1,
     /// The guest asked for a reset and the file says `on_reboot = "exit"`.
     Reset = 10,
@@ -24,7 +24,7 @@ pub(crate) enum Code {
     NotRunning = 15,
     /// A kernel, initrd or disk is missing or is none (`EX_NOINPUT`).
     NoInput = 66,
-    /// The host lacks something: KVM, a tap, a bridge, memory (`EX_UNAVAILABLE`).
+    /// The host lacks something: KVM, a tap, a bridge, memory; or the arbiter is out of reach (`EX_UNAVAILABLE`).
     Unavailable = 69,
     /// A log, lock or socket cannot be made (`EX_CANTCREAT`).
     CannotCreate = 73,
@@ -76,13 +76,13 @@ impl<T, E: Into<anyhow::Error>> OrExit<T> for Result<T, E> {
 /// The list for `--help`.
 pub(crate) const HELP: &str = "\
 Exit codes of `romulus run`, for supervisors:
-   0  the guest switched itself off, or was stopped in order
+   0  the guest switched itself off, or was stopped in order; a process that stood by was ended
   10  the guest asked for a reset (on_reboot = \"exit\")
   11  the guest's kernel panicked (on_panic = \"exit\")
   12  the guest did not stop in time and was stopped by force
   13  a vCPU could not go on
   14  a machine of this name runs already
-  66  a kernel, initrd or disk is missing or is none
+  66  a kernel, initrd, disk or identity is missing or is none
   69  the host lacks something: KVM, a tap, a bridge, memory
   73  a log, lock or socket cannot be made
   77  a permission is missing

@@ -1,14 +1,17 @@
-//! Romulus: runs virtual machines for telephony servers on KVM.
+//! Romulus: runs virtual machines for telephony servers on KVM, and protects them by a second host.
 
 #![forbid(unsafe_code)]
 
 mod api;
+mod arbiter;
 mod cli;
 mod commands;
 mod config;
 mod console;
+mod create;
 mod doctor;
 mod exit;
+mod pair;
 mod run;
 mod runtime;
 mod session;
@@ -42,6 +45,10 @@ fn dispatch(command: &Command) -> Result<Code, Failure> {
         Command::Stop(args) => commands::stop(args),
         Command::Console(args) => commands::console(args),
         Command::Status(args) => commands::status(args),
+        Command::Promote(args) => commands::promote(args),
+        Command::Pair(args) => pair::pair(args),
+        Command::Create(args) => create::create(args),
+        Command::Arbiter(args) => arbiter::arbiter(args),
         Command::Doctor(args) => doctor::doctor(args),
         Command::Completions(args) => {
             let mut script = Vec::new();
@@ -67,6 +74,7 @@ fn start_tracing(verbose: u8) {
             Targets::new()
                 .with_default(LevelFilter::WARN)
                 .with_target("romulus", level)
+                .with_target("romulus_engine", level)
                 .with_target("romulus_machine", level)
         });
     let format = tracing_subscriber::fmt::layer()

@@ -1,12 +1,26 @@
 //! Status for people.
 
-use crate::{api::model::Status, commands::Entry};
+use crate::{
+    api::model::{PhaseTiming, Protection, Status},
+    commands::Entry,
+};
 use std::{fmt::Write as _, time::SystemTime};
 
 /// A table of machines.
 pub(crate) fn machines(entries: &[Entry]) -> String {
-    let mut rows =
-        vec![["NAME", "STATE", "FOR", "PID", "VCPUS", "MEMORY", "OVERHEAD"].map(str::to_owned)];
+    let mut rows = vec![
+        [
+            "NAME",
+            "STATE",
+            "FOR",
+            "PID",
+            "VCPUS",
+            "MEMORY",
+            "OVERHEAD",
+            "PROTECTED",
+        ]
+        .map(str::to_owned),
+    ];
     let mut remarks = String::new();
     for entry in entries {
         rows.push(match entry {
@@ -18,11 +32,15 @@ pub(crate) fn machines(entries: &[Entry]) -> String {
                 status.vcpus.to_string(),
                 size(status.memory),
                 status.overhead.map_or_else(|| "?".to_owned(), size),
+                match &status.protection {
+                    None => "-".to_owned(),
+                    Some(protection) => yes(protection.protected).to_owned(),
+                },
             ],
             Entry::Silent { name, state, error } => {
                 let _ = writeln!(remarks, "{name}: {error}");
                 let state = state.map_or("unknown", crate::api::model::State::word);
-                [name, state, "-", "-", "-", "-", "-"].map(str::to_owned)
+                [name, state, "-", "-", "-", "-", "-", "-"].map(str::to_owned)
             }
         });
     }
@@ -59,6 +77,9 @@ pub(crate) fn details(status: &Status) -> String {
         "memory",
         format!("{}, {overhead} resident beyond it", size(status.memory)),
     );
+    if let Some(protection) = &status.protection {
+        cover(protection, &mut line);
+    }
     for nic in &status.nics {
         let bridge = nic
             .bridge
@@ -103,6 +124,112 @@ pub(crate) fn details(status: &Status) -> String {
         );
     }
     text
+}
+
+fn yes(yes: bool) -> &'static str {
+    if yes { "yes" } else { "NO" }
+}
+
+fn cover(protection: &Protection, line: &mut impl FnMut(&str, String)) {
+    let known = |number: Option<u64>| number.map_or_else(|| "?".to_owned(), |n| n.to_string());
+    let since = protection.since.as_ref().map_or_else(String::new, |since| {
+        format!(" for {} (since {since})", ago(since))
+    });
+    line("protected", format!("{}{since}", yes(protection.protected)));
+    line(
+        "role",
+        format!("{} on {}", protection.role, protection.host),
+    );
+    let link = if protection.partner.is_some() {
+        "connected"
+    } else {
+        "NOT connected"
+    };
+    line("partner", format!("{}, {link}", protection.partner_host));
+    if let Some(copied) = protection.copied {
+        // A share of pages; nobody has so many that a hundredfold overflows.
+        let percent = copied.done.saturating_mul(100) / copied.all.max(1);
+        line(
+            "copy",
+            format!("{percent} %, {} of {} pages", copied.done, copied.all),
+        );
+    }
+    line(
+        "term",
+        format!(
+            "{}, epoch {}, {} not committed",
+            known(protection.term),
+            protection.epoch,
+            protection.lag
+        ),
+    );
+    let phase = protection.phase.as_deref().unwrap_or("unknown");
+    let answers = if protection.arbiter_answers {
+        "answers"
+    } else {
+        "does NOT answer"
+    };
+    line(
+        "arbiter",
+        format!(
+            "{answers}, generation {}, {phase}",
+            known(protection.generation)
+        ),
+    );
+    line("T_b", time(protection.t_b_us.saturating_mul(1000)));
+    line(
+        "epochs",
+        format!(
+            "{}, {} pages each, {} sent",
+            protection.epochs,
+            protection.dirty_pages_mean,
+            size(protection.sent_bytes)
+        ),
+    );
+    line(
+        "held",
+        format!(
+            "{} frames, {}; {} frames lost",
+            protection.held_frames,
+            size(protection.held_bytes),
+            protection.dropped_frames
+        ),
+    );
+}
+
+/// The phases of an epoch.
+pub(crate) fn timing(phases: &[PhaseTiming]) -> String {
+    let mut rows = vec![["PHASE", "COUNT", "P50", "P99", "P99.9", "MAX"].map(str::to_owned)];
+    for phase in phases {
+        let figure = |nanoseconds| match phase.count {
+            0 => "-".to_owned(),
+            _ => time(nanoseconds),
+        };
+        rows.push([
+            phase.phase.clone(),
+            phase.count.to_string(),
+            figure(phase.p50_ns),
+            figure(phase.p99_ns),
+            figure(phase.p999_ns),
+            figure(phase.max_ns),
+        ]);
+    }
+    columns(&rows)
+}
+
+/// A time in the largest unit that keeps a digit before the point.
+fn time(nanoseconds: u64) -> String {
+    const UNITS: [&str; 4] = ["ns", "µs", "ms", "s"];
+    let (mut whole, mut rest, mut unit) = (nanoseconds, 0, 0);
+    while whole >= 1000 && unit + 1 < UNITS.len() {
+        rest = whole % 1000 / 100;
+        whole /= 1000;
+        unit += 1;
+    }
+    match rest {
+        0 => format!("{whole} {}", UNITS[unit]),
+        tenths => format!("{whole}.{tenths} {}", UNITS[unit]),
+    }
 }
 
 /// Left-aligned columns, two spaces apart.
@@ -167,6 +294,40 @@ mod tests {
         assert_eq!(size(512 << 20), "512 MiB");
         assert_eq!(size((3 << 30) + (1 << 29)), "3.5 GiB");
         assert_eq!(size(u64::MAX), "16777215.9 TiB");
+    }
+
+    #[test]
+    fn times_read_well() {
+        assert_eq!(time(0), "0 ns");
+        assert_eq!(time(999), "999 ns");
+        assert_eq!(time(45_060), "45 µs");
+        assert_eq!(time(1_250_000), "1.2 ms");
+        assert_eq!(time(100_000_000), "100 ms");
+        assert_eq!(time(90_000_000_000), "90 s");
+    }
+
+    #[test]
+    fn a_phase_that_was_never_measured_has_no_figures() {
+        let phase = |phase: &str, count, time| PhaseTiming {
+            phase: phase.to_owned(),
+            count,
+            p50_ns: time,
+            p99_ns: time,
+            p999_ns: time,
+            max_ns: 2 * time,
+        };
+        let text = timing(&[phase("park", 3, 45_000), phase("send", 0, 0)]);
+        let rows: Vec<Vec<&str>> = text
+            .lines()
+            .map(|line| {
+                line.split("  ")
+                    .filter(|cell| !cell.is_empty())
+                    .map(str::trim)
+                    .collect()
+            })
+            .collect();
+        assert_eq!(rows[1], ["park", "3", "45 µs", "45 µs", "45 µs", "90 µs"]);
+        assert_eq!(rows[2], ["send", "0", "-", "-", "-", "-"]);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Talks to a running machine's control interface.
 
 use super::{
-    model::{Ended, Refusal, Status, StopRequest},
+    model::{Ended, PhaseTiming, Refusal, Status, StopRequest},
     server::CONSOLE_PROTOCOL,
 };
 use crate::{
@@ -59,6 +59,20 @@ impl Client {
         let body = self.call(Method::GET, "/v1/machine", Bytes::new(), Some(ANSWER))?;
         Ok(serde_json::from_slice(&body)
             .context("the machine's answer is none that this version knows")?)
+    }
+
+    /// How long each phase of a protected machine's epochs takes.
+    pub(crate) fn timing(&self) -> Result<Vec<PhaseTiming>, Failure> {
+        let body = self.call(Method::GET, "/v1/timing", Bytes::new(), Some(ANSWER))?;
+        Ok(serde_json::from_slice(&body)
+            .context("the machine's answer is none that this version knows")?)
+    }
+
+    /// Asks for the machine to run here although newer state may be lost. That it was asked for is all that is known
+    /// afterwards: whether the arbiter grants it shows in the status.
+    pub(crate) fn promote(&self) -> Result<(), Failure> {
+        self.call(Method::PUT, "/v1/promote", Bytes::new(), Some(ANSWER))?;
+        Ok(())
     }
 
     /// The latest console output.

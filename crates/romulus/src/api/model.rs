@@ -15,6 +15,8 @@ pub(crate) enum State {
     Running,
     /// Its vCPUs are parked.
     Paused,
+    /// It runs on the other host, or nowhere; this process stands by.
+    Standby,
     /// It was asked to stop.
     Stopping,
     /// Its process is gone and left the socket behind. Only `romulus status` says this.
@@ -28,6 +30,7 @@ impl State {
             Self::Starting => "starting",
             Self::Running => "running",
             Self::Paused => "paused",
+            Self::Standby => "standby",
             Self::Stopping => "stopping",
             Self::Gone => "gone",
         }
@@ -56,6 +59,77 @@ pub(crate) struct Status {
     pub(crate) exits: u64,
     pub(crate) nics: Vec<NicStatus>,
     pub(crate) disks: Vec<DiskStatus>,
+    /// How a second host protects it; `None` where its file has no `[protection]`.
+    #[serde(default)]
+    pub(crate) protection: Option<Protection>,
+}
+
+/// How a machine is protected, as this host sees it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Protection {
+    /// This host's name.
+    pub(crate) host: String,
+    /// The other host's.
+    pub(crate) partner_host: String,
+    /// `waiting`, `backup`, `frozen`, `primary` or `ended`.
+    pub(crate) role: String,
+    /// The loss of the host that runs the machine is covered now.
+    pub(crate) protected: bool,
+    /// Since when that is so, or not so; RFC 3339 in UTC. `None` where this host cannot know.
+    pub(crate) since: Option<String>,
+    /// The term of what runs or is held here.
+    pub(crate) term: Option<u64>,
+    /// The generation of the arbiter's record, as far as it is known.
+    pub(crate) generation: Option<u64>,
+    /// The record's phase: `claimed` or `running`.
+    pub(crate) phase: Option<String>,
+    /// The running epoch of a primary, the newest received one of a backup.
+    pub(crate) epoch: u64,
+    /// Epochs that are sealed and not committed.
+    pub(crate) lag: u64,
+    /// This host holds whole state that it could run from.
+    pub(crate) whole: bool,
+    /// The other process's incarnation, while the link to it is up.
+    pub(crate) partner: Option<String>,
+    /// `T_b` as it is now, in microseconds.
+    pub(crate) t_b_us: u64,
+    /// Whether the arbiter answers.
+    pub(crate) arbiter_answers: bool,
+    /// How far the first full copy is, while there is one.
+    pub(crate) copied: Option<Copied>,
+    /// Frames that wait for their epoch's commit, and their bytes.
+    pub(crate) held_frames: u64,
+    pub(crate) held_bytes: u64,
+    /// Frames that the full queue or the network lost.
+    pub(crate) dropped_frames: u64,
+    /// Epochs that were committed since the process started.
+    pub(crate) epochs: u64,
+    /// Mean of pages that an epoch dirtied.
+    pub(crate) dirty_pages_mean: u64,
+    /// Bytes that were sent to the other host.
+    pub(crate) sent_bytes: u64,
+}
+
+/// Progress of a full copy.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Copied {
+    /// Pages that are copied.
+    pub(crate) done: u64,
+    /// All that there are to copy.
+    pub(crate) all: u64,
+}
+
+/// How long one phase of an epoch takes, in nanoseconds.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct PhaseTiming {
+    /// Its name.
+    pub(crate) phase: String,
+    /// How often it was measured.
+    pub(crate) count: u64,
+    pub(crate) p50_ns: u64,
+    pub(crate) p99_ns: u64,
+    pub(crate) p999_ns: u64,
+    pub(crate) max_ns: u64,
 }
 
 /// One network card.
@@ -139,6 +213,8 @@ pub(crate) enum Command {
     Pause(Reply<()>),
     /// Let them run again.
     Resume(Reply<()>),
+    /// Run the machine here although newer state may be lost.
+    Promote(Reply<()>),
 }
 
 /// Where an answer goes.
@@ -148,6 +224,8 @@ pub(crate) type Reply<T> = oneshot::Sender<Result<T, Refusal>>;
 pub(crate) trait Control: Send + Sync + 'static {
     /// Everything about it.
     fn status(&self) -> Status;
+    /// How long each phase of an epoch takes; an error where the machine is not protected.
+    fn timing(&self) -> Result<Vec<PhaseTiming>, Refusal>;
     /// Hands a command to the thread that holds the machine; an error when that is gone.
     fn send(&self, command: Command) -> Result<(), Refusal>;
     /// Its console's output.

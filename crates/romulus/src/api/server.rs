@@ -122,6 +122,8 @@ pub(crate) fn router<C: Control>(control: Arc<C>) -> Router {
         .route("/v1/stop", put(stop::<C>))
         .route("/v1/pause", put(pause::<C>))
         .route("/v1/resume", put(resume::<C>))
+        .route("/v1/promote", put(promote::<C>))
+        .route("/v1/timing", get(timing::<C>))
         .route("/v1/console", get(console::<C>))
         .route("/v1/console/log", get(console_log::<C>))
         .fallback(|| async {
@@ -160,6 +162,17 @@ async fn power_button<C: Control>(State(control): State<Arc<C>>) -> Response {
 
 async fn pause<C: Control>(State(control): State<Arc<C>>) -> Response {
     nothing(ask(&*control, Command::Pause).await)
+}
+
+async fn promote<C: Control>(State(control): State<Arc<C>>) -> Response {
+    nothing(ask(&*control, Command::Promote).await)
+}
+
+async fn timing<C: Control>(State(control): State<Arc<C>>) -> Response {
+    match control.timing() {
+        Ok(phases) => Json(phases).into_response(),
+        Err(refusal) => (StatusCode::CONFLICT, Json(refusal)).into_response(),
+    }
 }
 
 async fn resume<C: Control>(State(control): State<Arc<C>>) -> Response {

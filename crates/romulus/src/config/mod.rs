@@ -3,6 +3,9 @@
 //! Parsing is pure (text in, [`MachineFile`] out) and collects every problem of a file, each with its place.
 
 mod problem;
+mod protection;
+#[cfg(test)]
+mod protection_tests;
 mod reader;
 mod schema;
 #[cfg(test)]
@@ -10,9 +13,11 @@ mod tests;
 mod values;
 
 pub(crate) use problem::ConfigError;
+pub(crate) use protection::{IDENTITY, Protection};
 pub(crate) use values::{check_name, format_mac};
 
 use romulus_machine::config::Config;
+use romulus_protocol::id::MachineId;
 use std::{
     fs,
     path::{Path, PathBuf},
@@ -20,7 +25,7 @@ use std::{
 };
 
 /// A machine file, parsed and checked for form.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub(crate) struct MachineFile {
     /// What the machine is made of.
     pub(crate) machine: Config,
@@ -32,6 +37,10 @@ pub(crate) struct MachineFile {
     pub(crate) on_panic: After,
     /// How long an orderly stop may take before the machine is stopped by force.
     pub(crate) stop_timeout: Duration,
+    /// The machine's uuid; a protected machine has one.
+    pub(crate) uuid: Option<MachineId>,
+    /// How a second host protects the machine.
+    pub(crate) protection: Option<Protection>,
 }
 
 /// Where the serial console's output goes.

@@ -74,6 +74,11 @@ impl ConfigError {
         )
     }
 
+    /// Whether all that is wrong is that a protected machine has no uuid.
+    pub(crate) fn lacks_only_uuid(&self) -> bool {
+        matches!(&*self.problems, [problem] if problem.message == super::schema::NO_UUID)
+    }
+
     /// The problems' texts, in the order of the file.
     #[cfg(test)]
     pub(crate) fn messages(&self) -> Vec<&str> {

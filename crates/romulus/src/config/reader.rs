@@ -151,6 +151,34 @@ impl<'i, 'p> Section<'i, 'p> {
         }
     }
 
+    /// A number with or without a fraction.
+    pub(super) fn number(&self, key: &str, value: Value<'i>) -> Option<Spanned<f64>> {
+        let span = value.span();
+        let number = match value.get_ref() {
+            DeValue::Float(number) => number.as_str().parse().ok(),
+            DeValue::Integer(number) if number.radix() == 10 => number.as_str().parse().ok(),
+            _ => None,
+        };
+        match number {
+            Some(number) => Some(Spanned::new(span, number)),
+            None => self.wrong_type(span, key, "a number, such as 0.8", value.get_ref()),
+        }
+    }
+
+    /// The section `[key]`, if the file has it.
+    pub(super) fn optional_section(&mut self, key: &'static str) -> Option<Self> {
+        let there = self
+            .entries
+            .iter()
+            .any(|(name, _)| name.get_ref().as_ref() == key);
+        if there {
+            Some(self.section(key))
+        } else {
+            self.known.push(key);
+            None
+        }
+    }
+
     /// The section `[key]`, or an empty one where the file has none.
     pub(super) fn section(&mut self, key: &'static str) -> Self {
         let title = format!("[{key}]");
@@ -180,7 +208,10 @@ impl<'i, 'p> Section<'i, 'p> {
             return Vec::new();
         };
         let span = value.span();
-        let title = format!("[[{key}]]");
+        let title = match self.title.trim_matches(['[', ']']) {
+            "" => format!("[[{key}]]"),
+            outer => format!("[[{outer}.{key}]]"),
+        };
         let expected = format!("a list of sections, each written {title} with two brackets");
         let array = match value.into_inner() {
             DeValue::Array(array) => array,

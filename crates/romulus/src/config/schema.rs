@@ -29,6 +29,8 @@ const COMMAND_LINE_MAX: usize = 2047;
 const MTU_DEFAULT: u16 = 1500;
 /// Smallest MTU of IPv4 (RFC 791).
 const MTU_MIN: u16 = 68;
+/// What a protected machine's file may lack; `romulus create` then makes one up.
+pub(super) const NO_UUID: &str = "a protected machine needs a `uuid`, above the first section; `romulus create` makes one up for this file";
 /// What the guest needs to talk to the serial console.
 const COMMAND_LINE: &str = "console=ttyS0";
 
@@ -58,9 +60,12 @@ pub(super) fn parse(text: &str, base: &Path) -> Result<MachineFile, Vec<Problem>
     }
 }
 
-struct Reader<'a> {
-    base: &'a Path,
-    problems: &'a Problems,
+/// What every part of the file is read with.
+pub(super) struct Reader<'a> {
+    /// What relative paths are relative to.
+    pub(super) base: &'a Path,
+    /// Where problems are noted.
+    pub(super) problems: &'a Problems,
 }
 
 impl Reader<'_> {
@@ -70,6 +75,10 @@ impl Reader<'_> {
         let name = top
             .require("name", "\"registrar\"")
             .and_then(|v| top.parse("name", v, values::check_name));
+        let uuid = or(top.take("uuid"), None, |v| {
+            top.parse("uuid", v, values::parse_uuid)
+                .map(|uuid| Some(uuid.into_inner()))
+        });
         let vcpus = or(top.take("vcpus"), 1, |v| {
             top.integer("vcpus", v, values::VCPUS.0, values::VCPUS.1)
         });
@@ -93,7 +102,19 @@ impl Reader<'_> {
             top.sections("nic"),
             name.as_ref().map_or("", |name| name.get_ref()),
         );
-        let disks = self.disks(top.sections("disk"));
+        let protection = top.optional_section("protection");
+        let disks = self.disks(top.sections("disk"), protection.is_some());
+        let protection = match protection {
+            None => Some(None),
+            Some(section) => {
+                if uuid == Some(None) {
+                    self.problems.at::<()>(section.span(), NO_UUID);
+                }
+                let name = name.as_ref().map_or("", |name| name.get_ref());
+                let memory = memory.as_ref().map_or(u64::MAX, |memory| *memory.get_ref());
+                self.protection(section, name, memory).map(Some)
+            }
+        };
         top.finish();
 
         let boot = boot?;
@@ -115,6 +136,8 @@ impl Reader<'_> {
             on_reboot: on_reboot?,
             on_panic: on_panic?,
             stop_timeout: stop_timeout?,
+            uuid: uuid?,
+            protection: protection?,
         })
     }
 
@@ -229,7 +252,7 @@ impl Reader<'_> {
         (nics.len() == count).then_some(nics)
     }
 
-    fn disks(&self, sections: Vec<Section<'_, '_>>) -> Option<Vec<Disk>> {
+    fn disks(&self, sections: Vec<Section<'_, '_>>, protected: bool) -> Option<Vec<Disk>> {
         let mut paths = Seen::new("path");
         let mut disks = Vec::new();
         let count = sections.len();
@@ -252,6 +275,12 @@ impl Reader<'_> {
                     path.span(),
                 );
             }
+            if protected && read_only == Some(false) {
+                self.problems.at::<()>(
+                    disk.span(),
+                    "a protected machine cannot have a writable disk yet: its writes would not reach the other host; set `read_only = true`, or leave [protection] out",
+                );
+            }
             disk.finish();
             let read = || {
                 Some(Disk {
@@ -266,7 +295,7 @@ impl Reader<'_> {
     }
 
     /// A path, relative to the file's directory.
-    fn path<'i>(
+    pub(super) fn path<'i>(
         &self,
         section: &Section<'i, '_>,
         key: &str,
@@ -323,7 +352,7 @@ impl<T: Hash + Eq> Seen<T> {
 }
 
 /// What the file says, else a default; `None` where the file says something wrong.
-fn or<'i, T>(
+pub(super) fn or<'i, T>(
     value: Option<Value<'i>>,
     default: T,
     read: impl FnOnce(Value<'i>) -> Option<T>,

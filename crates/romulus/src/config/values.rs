@@ -1,7 +1,11 @@
 //! The written forms of single values: names, sizes, times, addresses. Each error says what is allowed.
 
 use romulus_machine::config::{MEMORY_MIN, VCPUS_MAX};
-use std::time::Duration;
+use romulus_protocol::id::MachineId;
+use std::{
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
 
 /// Longest name of a machine. It is part of a socket's path, which is at most 107 bytes.
 const NAME_MAX: usize = 48;
@@ -127,6 +131,60 @@ pub(super) fn parse_duration(text: &str) -> Result<Duration, String> {
     }
 }
 
+/// An interval or time-out of the protocol: a length of time that is not zero.
+pub(super) fn parse_interval(text: &str) -> Result<Duration, String> {
+    match parse_duration(text) {
+        Ok(Duration::ZERO) => Err("zero is no interval; write for example \"100 ms\"".to_owned()),
+        other => other,
+    }
+}
+
+/// A machine's uuid, as RFC 9562 writes it.
+pub(super) fn parse_uuid(text: &str) -> Result<MachineId, String> {
+    let wrong = || {
+        format!(
+            "{text:?} is not a uuid: 32 hexadecimal digits in groups of 8, 4, 4, 4 and 12, such as \"6ba7b810-9dad-41d1-80b4-00c04fd430c8\""
+        )
+    };
+    let groups: Vec<&str> = text.split('-').collect();
+    let lengths: Vec<usize> = groups.iter().map(|group| group.len()).collect();
+    let digits = groups.concat();
+    // from_str_radix would take a sign.
+    if lengths != [8, 4, 4, 4, 12] || !digits.chars().all(|c| c.is_ascii_hexdigit()) {
+        return Err(wrong());
+    }
+    match u128::from_str_radix(&digits, 16) {
+        Ok(0) => Err(format!("{text:?} is no machine's: every digit is zero")),
+        Ok(number) => Ok(MachineId(number)),
+        Err(_) => Err(wrong()),
+    }
+}
+
+/// The address of one process of one host: an IP address and a port.
+pub(super) fn parse_address(text: &str) -> Result<SocketAddr, String> {
+    let address: SocketAddr = text.parse().map_err(|_| {
+        format!(
+            "{text:?} is not an address: an IP address and a port, such as \"203.0.113.9:7400\" or \"[2001:db8::9]:7400\""
+        )
+    })?;
+    let ip = address.ip().to_canonical();
+    if address.port() == 0 {
+        Err(format!(
+            "{text:?} has port 0, which stands for any; give one, such as 7400"
+        ))
+    } else if ip.is_unspecified() {
+        Err(format!(
+            "{text:?} stands for any address; give one address of the host"
+        ))
+    } else if ip.is_multicast() || ip == IpAddr::from([255; 4]) {
+        Err(format!(
+            "{text:?} is the address of many; give one address of the host"
+        ))
+    } else {
+        Ok(SocketAddr::new(ip, address.port()))
+    }
+}
+
 /// A MAC address of one card: `52:54:00:aa:00:01`.
 pub(super) fn parse_mac(text: &str) -> Result<[u8; 6], String> {
     let wrong = || {
@@ -241,6 +299,41 @@ mod tests {
                 .contains("group")
         );
         assert!(parse_mac("00:00:00:00:00:00").is_err());
+    }
+
+    #[test]
+    fn uuids_are_strict() {
+        let text = "0123abcd-4567-89ab-cdef-0123456789ab";
+        assert_eq!(parse_uuid(text).unwrap().to_string(), text);
+        for wrong in [
+            "",
+            "0123abcd456789abcdef0123456789ab",
+            "0123abcd-4567-89ab-cdef-0123456789a",
+            "+123abcd-4567-89ab-cdef-0123456789ab",
+            "0123abc-d4567-89ab-cdef-0123456789ab",
+            "00000000-0000-0000-0000-000000000000",
+        ] {
+            assert!(parse_uuid(wrong).is_err(), "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn addresses_are_of_one_host() {
+        assert!(parse_address("203.0.113.9:7400").is_ok());
+        assert!(parse_address("[2001:db8::9]:7400").is_ok());
+        for (wrong, why) in [
+            ("arbiter:7400", "is not an address"),
+            ("203.0.113.9", "is not an address"),
+            ("203.0.113.9:0", "port 0"),
+            ("0.0.0.0:7400", "any address"),
+            ("[::]:7400", "any address"),
+            ("[::ffff:0.0.0.0]:7400", "any address"),
+            ("224.0.0.1:7400", "of many"),
+            ("255.255.255.255:7400", "of many"),
+            ("[ff02::1]:7400", "of many"),
+        ] {
+            assert!(parse_address(wrong).unwrap_err().contains(why), "{wrong:?}");
+        }
     }
 
     #[test]

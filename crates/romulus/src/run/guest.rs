@@ -103,7 +103,7 @@ impl Guest for Real {
 }
 
 /// Gives an error of the machine its exit code, and what to do next where the error itself cannot know.
-fn explain(name: &str, error: &Error) -> Failure {
+pub(super) fn explain(name: &str, error: &Error) -> Failure {
     let (code, advice) = match error {
         Error::File { source, .. } => match source.kind() {
             io::ErrorKind::PermissionDenied => {

@@ -1,17 +1,22 @@
 //! `romulus run`: one machine in the foreground, from its file to its exit code.
 
+mod cover;
 mod guest;
 mod overhead;
+mod protect;
+mod protected;
 mod shared;
 mod supervisor;
 #[cfg(test)]
 mod tests;
 mod typing;
 
+pub(crate) use protect::part;
+
 use crate::{
     api::server::Server,
     cli,
-    config::{ConsoleLog, MachineFile},
+    config::{ConsoleLog, MachineFile, Protection},
     console::{
         hub::Hub,
         log::RotatingLog,
@@ -22,6 +27,7 @@ use crate::{
     runtime::RuntimeDir,
 };
 use anyhow::Context as _;
+use protected::Protected;
 use shared::Shared;
 use signal_hook::{
     consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM},
@@ -38,6 +44,9 @@ use supervisor::{Event, Supervisor};
 /// Runs the machine of a file until it has ended.
 pub(crate) fn run(args: &cli::Run) -> Result<Code, Failure> {
     let mut file = MachineFile::load(&args.file).or_exit(Code::Config)?;
+    for warning in file.protection.iter().flat_map(Protection::warnings) {
+        tracing::warn!("{}: {warning}", args.file.display());
+    }
     if args.check {
         println!(
             "{}: machine {} is described without errors",
@@ -46,6 +55,7 @@ pub(crate) fn run(args: &cli::Run) -> Result<Code, Failure> {
         );
         return Ok(Code::Done);
     }
+    let part = file.protection.as_ref().map(part).transpose()?;
     file.machine.kernel_cache = file.machine.kernel_cache.take().or_else(kernel_cache);
     let name = file.machine.name.clone();
     let lock = RuntimeDir::of_user()?.lock(&name)?;
@@ -66,7 +76,13 @@ pub(crate) fn run(args: &cli::Run) -> Result<Code, Failure> {
     let hub = Hub::new(true);
     let sink =
         sink::spawn(Arc::clone(&hub), target).context("cannot start the console's thread")?;
-    let shared = Arc::new(Shared::new(file.clone(), Arc::clone(&hub), events.clone()));
+    let me = part.as_ref().map_or(0, |part| part.me);
+    let shared = Arc::new(Shared::new(
+        file.clone(),
+        me,
+        Arc::clone(&hub),
+        events.clone(),
+    ));
     let server = Server::start(lock.socket(), Arc::clone(&shared))
         .with_context(|| {
             format!(
@@ -86,12 +102,18 @@ pub(crate) fn run(args: &cli::Run) -> Result<Code, Failure> {
         None
     };
 
-    let machine = file.machine.clone();
-    let boot = {
-        let hub = Arc::clone(&hub);
-        move || guest::boot(&machine, hub.writer())
+    let result = match part {
+        Some(part) => {
+            let start = protect::starter(&file, part, &hub)?;
+            Protected::new(Arc::clone(&shared), inbox, start, interactive).run()
+        }
+        None => {
+            let machine = file.machine.clone();
+            let hub = Arc::clone(&hub);
+            let boot = move || guest::boot(&machine, hub.writer());
+            Supervisor::new(Arc::clone(&shared), inbox, Box::new(boot), interactive).run()
+        }
     };
-    let result = Supervisor::new(Arc::clone(&shared), inbox, Box::new(boot), interactive).run();
 
     // Answers that were promised, then the console's last words, then the terminal, then the lock.
     drop(server);

@@ -1,8 +1,13 @@
 //! What the thread that holds the machine shares with the control interface and the terminal.
 
-use super::{guest::Port, overhead, supervisor::Event};
+use super::{
+    cover::{self, Cover, Protector},
+    guest::Port,
+    overhead,
+    supervisor::{Event, UNPROTECTED},
+};
 use crate::{
-    api::model::{Command, Control, DiskStatus, NicStatus, Refusal, State, Status},
+    api::model::{Command, Control, DiskStatus, NicStatus, PhaseTiming, Refusal, State, Status},
     config::{MachineFile, format_mac},
     console::hub::Hub,
 };
@@ -18,6 +23,8 @@ pub(crate) struct Shared {
     pub(super) file: MachineFile,
     pub(super) hub: Arc<Hub>,
     pub(super) events: mpsc::Sender<Event>,
+    /// Which of a protected machine's hosts this is.
+    pub(super) me: usize,
     life: Mutex<Life>,
     started: SystemTime,
 }
@@ -27,22 +34,32 @@ struct Life {
     since: SystemTime,
     restarts: u32,
     port: Option<Arc<dyn Port>>,
+    protector: Option<Arc<dyn Protector>>,
+    cover: Cover,
 }
 
 impl Shared {
     /// A machine that is being made.
-    pub(super) fn new(file: MachineFile, hub: Arc<Hub>, events: mpsc::Sender<Event>) -> Self {
+    pub(super) fn new(
+        file: MachineFile,
+        me: usize,
+        hub: Arc<Hub>,
+        events: mpsc::Sender<Event>,
+    ) -> Self {
         let now = SystemTime::now();
         let life = Life {
             state: State::Starting,
             since: now,
             restarts: 0,
             port: None,
+            protector: None,
+            cover: Cover::default(),
         };
         Self {
             file,
             hub,
             events,
+            me,
             life: Mutex::new(life),
             started: now,
         }
@@ -66,6 +83,26 @@ impl Shared {
         self.life().port = port;
     }
 
+    /// This host's name in a protected machine's file.
+    pub(super) fn host(&self) -> &str {
+        let protection = self.file.protection.as_ref();
+        protection
+            .and_then(|protection| protection.hosts.get(self.me))
+            .map_or("this host", |host| &host.name)
+    }
+
+    /// Notes the engine of a protected machine, or that it has ended.
+    pub(super) fn set_protector(&self, protector: Option<Arc<dyn Protector>>) {
+        let mut life = self.life();
+        life.protector = protector;
+        life.cover = Cover::default();
+    }
+
+    /// Notes that the machine is protected from now on, or not.
+    pub(super) fn set_cover(&self, cover: Cover) {
+        self.life().cover = cover;
+    }
+
     /// Notes that the guest is started anew.
     pub(super) fn count_restart(&self) {
         self.life().restarts += 1;
@@ -83,9 +120,16 @@ impl Shared {
 
 impl Control for Shared {
     fn status(&self) -> Status {
-        let (state, since, restarts, port) = {
+        let (state, since, restarts, port, protector, cover) = {
             let life = self.life();
-            (life.state, life.since, life.restarts, life.port.clone())
+            (
+                life.state,
+                life.since,
+                life.restarts,
+                life.port.clone(),
+                life.protector.clone(),
+                life.cover,
+            )
         };
         let machine = &self.file.machine;
         let statistics = port.map_or_else(Statistics::default, |port| port.statistics());
@@ -131,6 +175,22 @@ impl Control for Shared {
             exits: statistics.exits,
             nics: nics.collect(),
             disks: disks.collect(),
+            protection: self.file.protection.as_ref().map(|protection| {
+                let status = protector.as_deref().and_then(Protector::status);
+                cover.describe(protection, self.me, status)
+            }),
+        }
+    }
+
+    fn timing(&self) -> Result<Vec<PhaseTiming>, Refusal> {
+        // The engine is asked without the lock.
+        let protector = self.life().protector.clone();
+        match protector {
+            Some(protector) => Ok(cover::timing(&protector.timing())),
+            None if self.file.protection.is_some() => {
+                Err(Refusal::new("the machine is just starting or ending"))
+            }
+            None => Err(Refusal::new(UNPROTECTED)),
         }
     }
 

@@ -2,11 +2,12 @@
 
 use super::{
     guest::{Boot, Guest},
+    protected::News,
     shared::Shared,
 };
 use crate::{
     api::model::{Command, Ended, Refusal, Reply, State},
-    config::After,
+    config::{After, MachineFile},
     exit::{Code, Failure},
 };
 use anyhow::Context as _;
@@ -21,9 +22,14 @@ use std::{
 /// A guest's end is waited for in pieces of this length; it is told at once.
 const WATCH: Duration = Duration::from_hours(1);
 
+/// Why something cannot be done.
+pub(super) const UNPROTECTED: &str = "the machine is not protected: its file has no [protection]";
+
 /// What may happen.
 #[derive(Debug)]
 pub(crate) enum Event {
+    /// The engine of a protected machine has something to say.
+    News(News),
     /// The guest ended by itself.
     Exit(Exit),
     /// A signal came.
@@ -39,14 +45,15 @@ pub(crate) enum Event {
 }
 
 /// How a machine ended, with the exit code for it.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct End {
     pub(super) code: Code,
     pub(super) text: String,
 }
 
 impl End {
-    fn new(code: Code, text: impl Into<String>) -> Self {
+    /// An end and what is said about it.
+    pub(super) fn new(code: Code, text: impl Into<String>) -> Self {
         Self {
             code,
             text: text.into(),
@@ -68,9 +75,12 @@ pub(super) struct Supervisor {
 }
 
 /// What follows from an event.
-enum Step {
+pub(super) enum Step {
+    /// The machine goes on.
     Continue,
+    /// The guest is started anew in this process.
     Restart,
+    /// The process ends.
     End(End),
 }
 
@@ -168,6 +178,8 @@ impl Supervisor {
                 press(guest);
                 Step::Continue
             }
+            // Only protected machines have an engine, and another supervisor.
+            Some(Event::News(_)) => Step::Continue,
             Some(Event::Command(command)) => self.command(guest, command),
         }
     }
@@ -195,6 +207,7 @@ impl Supervisor {
             }
             Command::Pause(reply) => (reply, self.pause(guest)),
             Command::Resume(reply) => (reply, self.resume(guest)),
+            Command::Promote(reply) => (reply, Err(Refusal::new(UNPROTECTED))),
         };
         // Who asked may have left.
         let _ = reply.send(result);
@@ -253,36 +266,40 @@ impl Supervisor {
 
     fn exited(&self, exit: Exit) -> Step {
         let stopping = self.deadline.is_some();
-        let file = &self.shared.file;
-        match exit {
-            Exit::PoweredOff if stopping => Step::End(End::new(Code::Done, "stopped in order")),
-            Exit::PoweredOff => Step::End(End::new(Code::Done, "the guest switched itself off")),
-            Exit::Reset if stopping => Step::End(End::new(
-                Code::Done,
-                "stopped in order (the guest asked for a reset)",
-            )),
-            Exit::Reset if file.on_reboot == After::Restart => {
-                tracing::info!("the guest asked for a reset; starting it anew");
-                Step::Restart
-            }
-            Exit::Reset => Step::End(End::new(Code::Reset, "the guest asked for a reset")),
-            Exit::Panicked if file.on_panic == After::Restart && !stopping => {
-                tracing::error!("the guest's kernel panicked; starting it anew");
-                Step::Restart
-            }
-            Exit::Panicked => Step::End(End::new(
-                Code::Panicked,
-                "the guest's kernel panicked; its last words are in the console's output",
-            )),
-            Exit::Failed(why) => Step::End(End::new(
-                Code::VcpuFailed,
-                format!("a vCPU cannot go on: {why}"),
-            )),
-            other => Step::End(End::new(
-                Code::Failed,
-                format!("ended in a way unknown to this version: {other:?}"),
-            )),
+        after(exit, stopping, &self.shared.file)
+    }
+}
+
+/// What follows from a guest's end, as its file has it.
+pub(super) fn after(exit: Exit, stopping: bool, file: &MachineFile) -> Step {
+    match exit {
+        Exit::PoweredOff if stopping => Step::End(End::new(Code::Done, "stopped in order")),
+        Exit::PoweredOff => Step::End(End::new(Code::Done, "the guest switched itself off")),
+        Exit::Reset if stopping => Step::End(End::new(
+            Code::Done,
+            "stopped in order (the guest asked for a reset)",
+        )),
+        Exit::Reset if file.on_reboot == After::Restart => {
+            tracing::info!("the guest asked for a reset; starting it anew");
+            Step::Restart
         }
+        Exit::Reset => Step::End(End::new(Code::Reset, "the guest asked for a reset")),
+        Exit::Panicked if file.on_panic == After::Restart && !stopping => {
+            tracing::error!("the guest's kernel panicked; starting it anew");
+            Step::Restart
+        }
+        Exit::Panicked => Step::End(End::new(
+            Code::Panicked,
+            "the guest's kernel panicked; its last words are in the console's output",
+        )),
+        Exit::Failed(why) => Step::End(End::new(
+            Code::VcpuFailed,
+            format!("a vCPU cannot go on: {why}"),
+        )),
+        other => Step::End(End::new(
+            Code::Failed,
+            format!("ended in a way unknown to this version: {other:?}"),
+        )),
     }
 }
 

@@ -129,7 +129,7 @@ impl Running {
         let file = MachineFile::parse(&text, Path::new("f"), Path::new("/"))
             .unwrap_or_else(|error| panic!("{error}"));
         let (events, inbox) = mpsc::channel();
-        let shared = Arc::new(Shared::new(file, Hub::new(false), events));
+        let shared = Arc::new(Shared::new(file, 0, Hub::new(false), events));
         let (made, guests) = mpsc::channel();
         let boot: Box<dyn FnMut() -> Result<Box<dyn Guest>, Failure> + Send> =
             Box::new(move || {
@@ -303,7 +303,7 @@ fn a_boot_that_fails_answers_who_waits() {
     let file = MachineFile::parse(text, Path::new("f"), Path::new("/"))
         .unwrap_or_else(|error| panic!("{error}"));
     let (events, inbox) = mpsc::channel();
-    let shared = Arc::new(Shared::new(file, Hub::new(false), events));
+    let shared = Arc::new(Shared::new(file, 0, Hub::new(false), events));
     let boot: Boot = Box::new(|| {
         Err(Failure {
             code: Code::NoInput,
