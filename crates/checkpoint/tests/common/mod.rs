@@ -41,7 +41,7 @@ pub(crate) fn noise(seed: u64, into: &mut [u8]) {
         state ^= state << 13;
         state ^= state >> 7;
         state ^= state << 17;
-        *byte = (state >> 32) as u8;
+        *byte = state.to_le_bytes()[4];
     }
 }
 
