@@ -159,7 +159,8 @@ impl Paths {
 
 impl Lane {
     fn admit(&mut self, bytes: &[u8], from: SocketAddr, key: &Key) -> Option<Heartbeat> {
-        let why = if from == self.path.peer {
+        let peer = self.path.peer;
+        let why = if (from.ip(), from.port()) == (peer.ip(), peer.port()) {
             match decode_heartbeat(bytes, key) {
                 Ok(beat) => {
                     self.counts.received += 1;

@@ -46,13 +46,13 @@ pub enum ServerError {
     #[error("the host {host} cannot be allowed: {error}")]
     Host {
         /// The host.
-        host: Public,
+        host: Box<Public>,
         /// Why.
         error: IdentityError,
     },
     /// Two hosts' identities begin alike in their digests.
-    #[error("the hosts {0} and {1} cannot be told apart: make a new identity for one of them")]
-    Alike(Public, Public),
+    #[error("the hosts {} and {} cannot be told apart: make a new identity for one of them", .0.0, .0.1)]
+    Alike(Box<(Public, Public)>),
     /// It cannot listen.
     #[error("the arbiter cannot listen at {address}: {error}")]
     Listen {
@@ -169,12 +169,12 @@ fn hosts(secret: &Secret, allowed: Vec<Public>) -> Result<HashMap<Name, Host>, S
         let key = secret
             .shared(&public, PURPOSE)
             .map_err(|error| ServerError::Host {
-                host: public,
+                host: Box::new(public),
                 error,
             })?;
         let old = hosts.insert(name(&public), Host { public, key });
         if let Some(old) = old.filter(|old| old.public != public) {
-            return Err(ServerError::Alike(old.public, public));
+            return Err(ServerError::Alike(Box::new((old.public, public))));
         }
     }
     Ok(hosts)

@@ -139,6 +139,13 @@ impl<D: Disk> Store<D> {
         self.disk.sync_names()
     }
 
+    /// A store that is under way.
+    #[cfg(test)]
+    pub(super) fn over(disk: D) -> Store<D> {
+        let buffer = Vec::new();
+        Store { disk, buffer }
+    }
+
     #[cfg(test)]
     pub(super) fn into_disk(self) -> D {
         self.disk

@@ -1,1 +1,5 @@
+//! The store under every fault, and a real server on this computer's own addresses.
 
+mod faulty;
+mod served;
+mod stored;
