@@ -297,10 +297,7 @@ impl Driver {
         let Held::Running(machine) = std::mem::take(&mut self.held) else {
             return Flow::Go;
         };
-        let staging = self
-            .node
-            .spare()
-            .unwrap_or_else(|| Staging::new(STAGING));
+        let staging = self.node.spare().unwrap_or_else(|| Staging::new(STAGING));
         let copied = &session.copied;
         *lock(&self.sealed) = Some(now);
         let sealed = epoch::seal(

@@ -1,7 +1,9 @@
 //! What an engine is told once, when it starts.
 
 use crate::identity::Public;
-use romulus_machine::{Error, Likeness, Paused, Ports, config::Config, likeness, tiny::Tiny};
+use romulus_machine::{
+    Error, Likeness, Paused, Ports, TapWriter, config::Config, likeness, tiny::Tiny,
+};
 use romulus_protocol::{control::Limits, id::MachineId, timing::Timing};
 use std::{io::Write, net::SocketAddr, path::PathBuf, time::Duration};
 
@@ -105,6 +107,11 @@ pub trait Builder: Send + Sync {
     /// # Errors
     /// KVM or a disk cannot be asked.
     fn shape(&self) -> Result<Shape, Error>;
+
+    /// Where its frames go.
+    fn taps(&self, machine: &Paused) -> Vec<TapWriter> {
+        machine.taps()
+    }
 }
 
 /// Gives a machine what it writes its console to.

@@ -129,7 +129,7 @@ impl Driver {
             return Ok(());
         };
         paused.open_taps()?;
-        self.node.output.attach(paused.taps());
+        self.node.output.attach(self.builder.taps(&paused));
         self.announcing.restart(clock::now().0);
         self.announce();
         let machine = paused.resume()?;

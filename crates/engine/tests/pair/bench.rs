@@ -6,7 +6,7 @@ use romulus_engine::{
     identity::{Public, Secret},
     sidecar,
 };
-use romulus_machine::{Error, Memory, Paused, Ports, tiny::Tiny};
+use romulus_machine::{Error, Memory, Outlet, Paused, Ports, TapWriter, tiny::Tiny};
 use romulus_protocol::{
     arbiter::{Ask, Request},
     control::Limits,
@@ -27,10 +27,12 @@ use tempfile::TempDir;
 /// How often a condition is looked at.
 const STEP: Duration = Duration::from_millis(5);
 
-/// The tiny guest, whose memory the test can see.
+/// The tiny guest, whose memory the test can see, and whose card is somebody else.
 struct Watched {
     tiny: Tiny,
     memory: Mutex<Option<Memory>>,
+    outlet: Mutex<Option<Arc<dyn Outlet>>>,
+    wire: Option<TapWriter>,
 }
 
 impl Watched {
@@ -43,6 +45,7 @@ impl Watched {
 
 impl Builder for Watched {
     fn boot(&self, ports: &Ports) -> Result<Paused, Error> {
+        self.outlet.lock().unwrap().clone_from(&ports.outlet);
         self.see(self.tiny.boot_with(ports))
     }
 
@@ -53,10 +56,51 @@ impl Builder for Watched {
     fn shape(&self) -> Result<Shape, Error> {
         self.tiny.shape()
     }
+
+    fn taps(&self, _: &Paused) -> Vec<TapWriter> {
+        self.wire.iter().cloned().collect()
+    }
+}
+
+/// What may differ from one bench to another.
+pub(crate) struct Options {
+    pub(crate) tiny: Tiny,
+    pub(crate) insecure: bool,
+    pub(crate) timing: Timing,
+    /// Where the guest's frames go.
+    pub(crate) wire: Option<TapWriter>,
+}
+
+impl Default for Options {
+    fn default() -> Options {
+        Options {
+            tiny: Tiny {
+                vcpus: 1,
+                memory: 128 << 20,
+                pages: 50,
+                stride: 3,
+                first_page: 1024,
+                wait: 100_000,
+            },
+            insecure: false,
+            // A computer that does many things at once: what is tested here is not the speed.
+            timing: Timing {
+                heartbeat: Duration::from_millis(20),
+                t_p: Duration::from_millis(350),
+                t_a: Duration::from_millis(400),
+                t_b: Duration::from_millis(500),
+                stall: Duration::from_millis(250),
+                t_cold: Duration::from_millis(1500),
+                ..Timing::default()
+            },
+            wire: None,
+        }
+    }
 }
 
 /// Two hosts' worth of settings, and a running arbiter.
 pub(crate) struct Bench {
+    options: Options,
     hosts: [HostAddress; 2],
     secrets: [Secret; 2],
     arbiter: ArbiterAddress,
@@ -77,15 +121,20 @@ const MACHINE: MachineId = MachineId(0x6f);
 impl Bench {
     /// Nothing where there is no KVM.
     pub(crate) fn new() -> Option<Bench> {
-        if !std::path::Path::new("/dev/kvm").exists() {
-            eprintln!("skipped: there is no /dev/kvm here");
-            return None;
-        }
         // Shown for a test that fails.
         let _ = tracing_subscriber::fmt()
             .with_max_level(tracing::Level::DEBUG)
             .with_test_writer()
             .try_init();
+        Bench::with(Options::default())
+    }
+
+    /// [`Self::new`] with other options, and silent.
+    pub(crate) fn with(options: Options) -> Option<Bench> {
+        if !std::path::Path::new("/dev/kvm").exists() {
+            eprintln!("skipped: there is no /dev/kvm here");
+            return None;
+        }
         let directory = tempfile::tempdir().unwrap();
         let secret = |name: &str| Secret::create(&directory.path().join(name)).unwrap();
         let (secrets, judge) = ([secret("alba"), secret("berta")], secret("judge"));
@@ -111,6 +160,7 @@ impl Bench {
         let (stop, ended) = UnixStream::pair().unwrap();
         let server = thread::spawn(move || server.run(ended).unwrap());
         let bench = Bench {
+            options,
             hosts,
             secrets,
             arbiter,
@@ -163,18 +213,9 @@ impl Bench {
             me: index,
             hosts: self.hosts.clone(),
             arbiter: self.arbiter.clone(),
-            // A computer that does many things at once: what is tested here is not the speed.
-            timing: Timing {
-                heartbeat: Duration::from_millis(20),
-                t_p: Duration::from_millis(350),
-                t_a: Duration::from_millis(400),
-                t_b: Duration::from_millis(500),
-                stall: Duration::from_millis(250),
-                t_cold: Duration::from_millis(1500),
-                ..Timing::default()
-            },
+            timing: self.options.timing,
             limits: Limits::default(),
-            insecure: false,
+            insecure: self.options.insecure,
             state: self.state(index),
             shadow: 64 << 20,
             queue: 1 << 20,
@@ -182,17 +223,11 @@ impl Bench {
             reboot: true,
             fault: Duration::from_micros(1),
         };
-        let tiny = Tiny {
-            vcpus: 1,
-            memory: 128 << 20,
-            pages: 50,
-            stride: 3,
-            first_page: 1024,
-            wait: 100_000,
-        };
         let builder = Arc::new(Watched {
-            tiny,
+            tiny: self.options.tiny.clone(),
             memory: Mutex::default(),
+            outlet: Mutex::default(),
+            wire: self.options.wire.clone(),
         });
         let (sender, reports) = mpsc::channel();
         let engine = Engine::start(
@@ -275,6 +310,19 @@ impl Life {
             assert!(Instant::now() < until, "{:#?}", self.status());
             thread::sleep(STEP);
         }
+    }
+
+    /// The engine itself.
+    #[allow(dead_code, reason = "only what measures asks")]
+    pub(crate) fn engine(&self) -> &Engine {
+        &self.engine
+    }
+
+    /// Where a card of the guest would send its frames.
+    #[allow(dead_code, reason = "only what measures asks")]
+    pub(crate) fn outlet(&self) -> Arc<dyn Outlet> {
+        let outlet = self.builder.outlet.lock().unwrap();
+        outlet.clone().expect("a machine was booted")
     }
 
     /// The guest's count of rounds.

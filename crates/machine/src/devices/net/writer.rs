@@ -19,8 +19,8 @@ pub struct TapWriter {
 }
 
 impl TapWriter {
-    /// A writer to an open tap.
-    pub(crate) fn new(file: File) -> Self {
+    /// A writer to an open tap, or (for measuring) to anything else that takes a frame with each write.
+    pub fn new(file: File) -> Self {
         Self {
             file: Arc::new(file),
         }

@@ -1,0 +1,242 @@
+//! How long an epoch takes: the product's own loop over the tiny guest, primary and backup in one
+//! process over the loopback interface. Prints one row a line: what, unit, value, target, with tabs
+//! between. `cargo xtask bench engine` runs it and makes a table.
+
+#[path = "../tests/pair/bench.rs"]
+#[allow(dead_code, reason = "the tests need more of it")]
+mod bench;
+
+use bench::{Bench, Life, Options};
+use romulus_engine::{Phase, Report};
+use romulus_machine::{Outgoing, TapWriter, tiny::Tiny};
+use romulus_protocol::timing::Timing;
+use std::{
+    fs::File,
+    io::{self, Read as _},
+    os::fd::OwnedFd,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+const LONG: Duration = Duration::from_secs(60);
+
+/// One thing to measure.
+#[derive(Clone, Copy)]
+struct Case {
+    pages: usize,
+    memory: u64,
+    vcpus: u8,
+    tls: bool,
+}
+
+/// A frame as a card would send it: a virtio-net header and the shortest Ethernet frame.
+struct Frame([u8; 12 + 60]);
+
+impl Outgoing for Frame {
+    fn length(&self) -> usize {
+        self.0.len()
+    }
+
+    fn copy_to(&self, into: &mut [u8]) {
+        let length = into.len().min(self.0.len());
+        into[..length].copy_from_slice(&self.0[..length]);
+    }
+
+    fn pass(&mut self) -> io::Result<()> {
+        // While the machine is not protected, frames do not come here.
+        Ok(())
+    }
+}
+
+/// Sends a frame now and then, as a guest that answers does: at moments that have nothing to do
+/// with the epochs.
+fn send(life: &Life, stop: &Arc<AtomicBool>) -> thread::JoinHandle<()> {
+    let (outlet, stop) = (life.outlet(), Arc::clone(stop));
+    thread::spawn(move || {
+        let mut step = 0u64;
+        while !stop.load(Ordering::Relaxed) {
+            // 5 to 13 ms, in an order without a pattern that the epochs could follow.
+            step = (step * 5 + 3) % 8192;
+            thread::sleep(Duration::from_millis(5) + Duration::from_micros(step));
+            outlet.send(0, &mut Frame([0; 72]));
+        }
+    })
+}
+
+/// The guest's rounds in a second.
+fn rate(life: &Life, time: Duration) -> f64 {
+    let (before, begun) = (life.rounds(), Instant::now());
+    thread::sleep(time);
+    // A few million at most.
+    #[allow(clippy::cast_precision_loss)]
+    let rounds = (life.rounds() - before) as f64;
+    rounds / begun.elapsed().as_secs_f64()
+}
+
+fn measure(case: Case, time: Duration) -> Option<()> {
+    let (mut wire, far) = io::pipe().expect("a pipe");
+    let drain = thread::spawn(move || {
+        let mut bytes = [0; 4096];
+        while wire.read(&mut bytes).is_ok_and(|count| count > 0) {}
+    });
+    let bench = Bench::with(Options {
+        tiny: Tiny {
+            vcpus: case.vcpus,
+            memory: case.memory,
+            pages: case.pages.max(1).div_ceil(case.vcpus.into()),
+            stride: 1,
+            first_page: 1024,
+            // A round takes about a millisecond, or as long as its pages do.
+            wait: 1_000_000,
+        },
+        insecure: !case.tls,
+        timing: Timing::default(),
+        wire: Some(TapWriter::new(File::from(OwnedFd::from(far)))),
+    })?;
+    let first = bench.start(0);
+    first.running(LONG);
+    let alone = rate(&first, time / 4);
+    let second = bench.start(1);
+    first.until(LONG, |report| matches!(report, Report::Protected(true)));
+    let stop = Arc::new(AtomicBool::new(false));
+    let sender = send(&first, &stop);
+    thread::sleep(time / 4);
+    first.engine().clear_timing();
+    let before = first.status();
+    let protected = rate(&first, time);
+    let after = first.status();
+    let times = first.engine().timing();
+    stop.store(true, Ordering::Relaxed);
+    sender.join().expect("no panic");
+
+    let name = format!(
+        "{} pages, {} MiB, {} vCPU{}",
+        case.pages,
+        case.memory >> 20,
+        case.vcpus,
+        if case.tls { "" } else { ", plain text" }
+    );
+    for phase in times {
+        let goal = |p99| target(case, phase.phase, p99);
+        row(
+            &name,
+            &format!("{} p50", phase.phase.name()),
+            "µs",
+            micros(phase.p50),
+            goal(false),
+        );
+        row(
+            &name,
+            &format!("{} p99", phase.phase.name()),
+            "µs",
+            micros(phase.p99),
+            goal(true),
+        );
+        row(
+            &name,
+            &format!("{} p99.9", phase.phase.name()),
+            "µs",
+            micros(phase.p999),
+            None,
+        );
+        row(
+            &name,
+            &format!("{} max", phase.phase.name()),
+            "µs",
+            micros(phase.max),
+            None,
+        );
+    }
+    #[allow(clippy::cast_precision_loss, reason = "far below 2^52")]
+    let ratio = |part: u64, whole: u64| part as f64 / whole.max(1) as f64;
+    let pages = after.sent_pages - before.sent_pages;
+    let bytes = after.sent_bytes - before.sent_bytes;
+    let epochs = after.epochs - before.epochs;
+    row(
+        &name,
+        "epochs",
+        "1/s",
+        ratio(epochs, 1) / time.as_secs_f64(),
+        None,
+    );
+    row(
+        &name,
+        "dirty pages an epoch",
+        "",
+        ratio(pages, epochs),
+        None,
+    );
+    let goal = (case.pages >= 50).then_some(60.0);
+    row(
+        &name,
+        "on the wire, a page",
+        "bytes",
+        ratio(bytes, pages),
+        goal,
+    );
+    row(
+        &name,
+        "guest's speed against unprotected",
+        "",
+        protected / alone,
+        None,
+    );
+    second.vanish();
+    first.vanish();
+    drop(bench);
+    drain.join().expect("no panic");
+    Some(())
+}
+
+/// What is to be reached (plain KVM).
+fn target(case: Case, phase: Phase, p99: bool) -> Option<f64> {
+    match (phase, case.pages, p99) {
+        (Phase::Pause, 500, false) => Some(300.0),
+        (Phase::Pause, 500, true) => Some(1000.0),
+        (Phase::Pause, 50, false) => Some(150.0),
+        (Phase::Release, 50, false) if case.tls => Some(1000.0),
+        _ => None,
+    }
+}
+
+fn micros(time: Duration) -> f64 {
+    time.as_secs_f64() * 1e6
+}
+
+fn row(case: &str, what: &str, unit: &str, value: f64, target: Option<f64>) {
+    let target = target.map_or_else(String::new, |target| target.to_string());
+    println!("{case}: {what}\t{unit}\t{value}\t{target}");
+}
+
+fn main() {
+    let quick = std::env::args().any(|argument| argument == "--quick");
+    let time = Duration::from_secs(if quick { 2 } else { 8 });
+    let base = Case {
+        pages: 500,
+        memory: 256 << 20,
+        vcpus: 1,
+        tls: true,
+    };
+    let mut cases = vec![base, Case { pages: 50, ..base }];
+    if !quick {
+        cases.extend([0, 5000, 50_000].map(|pages| Case { pages, ..base }));
+        cases.extend([1 << 30, 4 << 30].map(|memory| Case { memory, ..base }));
+        cases.push(Case { vcpus: 2, ..base });
+        cases.push(Case { tls: false, ..base });
+    }
+    cases.push(Case {
+        pages: 50,
+        tls: false,
+        ..base
+    });
+    for case in cases {
+        if measure(case, time).is_none() {
+            eprintln!("there is no /dev/kvm here: nothing is measured");
+            return;
+        }
+    }
+}
