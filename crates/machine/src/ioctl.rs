@@ -112,6 +112,17 @@ pub(crate) fn set_msrs(vcpu: &impl AsRawFd, buffer: &MsrBuffer) -> io::Result<us
     count(n)
 }
 
+/// Reads what a vCPU's guest sees of its processor.
+#[cfg(test)]
+pub(crate) fn get_cpuid2(vcpu: &impl AsRawFd) -> io::Result<kvm_bindings::CpuId> {
+    use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES};
+    vmm_sys_util::ioctl_iowr_nr!(KVM_GET_CPUID2, KVMIO, 0x91, kvm_bindings::kvm_cpuid2);
+    let mut cpuid = CpuId::new(KVM_MAX_CPUID_ENTRIES).map_err(io::Error::other)?;
+    // SAFETY: the kernel writes as many entries as the structure says that it has room for.
+    done(unsafe { ioctl_with_mut_ptr(vcpu, KVM_GET_CPUID2(), cpuid.as_mut_fam_struct_ptr()) })?;
+    Ok(cpuid)
+}
+
 /// Reads the special registers, with the PAE page-directory pointers.
 pub(crate) fn get_sregs2(vcpu: &impl AsRawFd) -> io::Result<Sregs2> {
     let mut sregs = Sregs2::default();

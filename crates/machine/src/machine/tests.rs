@@ -160,11 +160,10 @@ fn the_clock_of_loaded_state_can_be_advanced() {
     }
 }
 
-/// State of a processor with fewer features, as a common set of two hosts would give it.
+/// State of another processor, as a common set of two hosts would give it. Here its name differs: of features, some
+/// para-virtual KVMs keep what they think right.
 #[test]
 fn loading_sets_another_cpuid_and_sets_it_back() {
-    /// Leaf 1 ECX: the instruction MOVBE.
-    const MOVBE: u32 = 1 << 22;
     if !kvm_is_there("loading_sets_another_cpuid_and_sets_it_back") {
         return;
     }
@@ -173,29 +172,41 @@ fn loading_sets_another_cpuid_and_sets_it_back() {
     let state = captured(&mut primary);
     let ours = primary.core.cpuid.clone();
     let mut theirs = ours.clone();
-    for entry in theirs.iter_mut().filter(|e| e.function == 1) {
-        entry.ecx ^= MOVBE;
+    for entry in theirs.iter_mut().filter(|e| e.function == NAME) {
+        entry.eax ^= 0x2020_2020;
     }
+    assert_ne!(ours, theirs);
     let mut shape = Vec::new();
     write_shape(&mut Writer::new(&mut shape), 2, guest.memory, &ours);
     let mut other = Vec::new();
     write_shape(&mut Writer::new(&mut other), 2, guest.memory, &theirs);
     other.extend_from_slice(&state[shape.len()..]);
 
-    let mut backup = prepared(&guest);
     // A refusal after the CPUID was set must not leave the belief that the old one is still there.
+    let mut backup = prepared(&guest);
     backup.load(&other[..other.len() - 1]).unwrap_err();
     backup.load(&state).unwrap();
-    assert_eq!(backup.core.cpuid, ours);
+    assert_eq!(seen(&backup), name(&ours));
+
+    let mut backup = prepared(&guest);
+    backup.load(&state).unwrap();
     backup.load(&other).unwrap();
-    let seen = read_shape(&mut Reader::new(&captured(&mut backup)), 2, guest.memory);
-    assert_eq!(seen.unwrap(), theirs);
-    for page in 0..primary.memory().pages() {
-        let mut bytes = [0; crate::memory::PAGE];
-        primary.memory().read_page(page, &mut bytes);
-        backup.memory().write_page(page, &bytes);
-    }
-    let running = backup.resume().unwrap();
-    assert_eq!(running.handle().wait_exit(Duration::from_millis(20)), None);
-    drop(running.pause().unwrap());
+    let told = read_shape(&mut Reader::new(&captured(&mut backup)), 2, guest.memory);
+    assert_eq!(told.unwrap(), theirs);
+    assert_eq!(seen(&backup), name(&theirs));
+}
+
+/// The leaf of the processor's name (its first part).
+const NAME: u32 = 0x8000_0002;
+
+fn name(cpuid: &[kvm_cpuid_entry2]) -> [u32; 4] {
+    let leaf = cpuid.iter().find(|e| e.function == NAME).unwrap();
+    [leaf.eax, leaf.ebx, leaf.ecx, leaf.edx]
+}
+
+/// The name as KVM has it for both vCPUs.
+fn seen(loaded: &Paused) -> [u32; 4] {
+    let [first, second] = [0, 1].map(|n| name(loaded.core.team.cpuid_of(n).as_slice()));
+    assert_eq!(first, second);
+    first
 }

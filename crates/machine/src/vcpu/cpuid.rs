@@ -165,6 +165,15 @@ mod tests {
         assert_eq!(find(&common(&host(), 1), 4, 0).eax >> 26, 0);
     }
 
+    /// Two hosts are compared by it, and state is, whichever processor it was asked on.
+    #[test]
+    fn what_all_have_in_common_names_no_processor() {
+        let common = common(&host(), 2);
+        assert_eq!(find(&common, 1, 0).ebx >> 24, 0);
+        assert_eq!(find(&common, 0xb, 0).edx, 0);
+        assert_eq!(find(&common, 0x8000_001e, 0).eax, 0);
+    }
+
     #[test]
     fn what_cannot_be_carried_is_hidden() {
         let common = common(&host(), 1);

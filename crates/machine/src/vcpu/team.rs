@@ -12,6 +12,8 @@ use crate::{
     vcpu::state,
 };
 use kvm_bindings::{CpuId, kvm_cpuid_entry2};
+#[cfg(test)]
+use std::os::fd::AsRawFd;
 use std::{
     convert::Infallible,
     io,
@@ -73,6 +75,9 @@ pub(crate) struct Team {
     threads: Vec<JoinHandle<Vcpu>>,
     /// Saving was ordered and not waited for.
     saving: bool,
+    /// To ask KVM itself what became of an order.
+    #[cfg(test)]
+    fds: Vec<std::os::fd::RawFd>,
 }
 
 impl Team {
@@ -99,6 +104,8 @@ impl Team {
             shared,
             threads: Vec::with_capacity(n),
             saving: false,
+            #[cfg(test)]
+            fds: vcpus.iter().map(|v| v.fd.as_raw_fd()).collect(),
         };
         let mut kicks = Vec::with_capacity(n);
         for mut vcpu in vcpus {
@@ -215,6 +222,12 @@ impl Team {
                 .map(|c| c.0.load(Ordering::Relaxed))
                 .sum()
         }
+    }
+
+    /// The CPUID of vCPU number `index`, which must be parked, as KVM has it.
+    #[cfg(test)]
+    pub(crate) fn cpuid_of(&self, index: usize) -> CpuId {
+        crate::ioctl::get_cpuid2(&self.fds[index]).unwrap()
     }
 
     fn finish_saving(&mut self) -> Result<(), Error> {

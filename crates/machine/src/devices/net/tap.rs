@@ -107,10 +107,7 @@ impl Tap {
             nic.mtu
         )))?;
         if shut {
-            set_up(&socket, name, false).map_err(fail(format!(
-                "tap {name}: shutting it until the machine runs here (this needs the capability CAP_NET_ADMIN)"
-            )))?;
-            tap.empty();
+            tap.shut(&socket)?;
         }
         if let Some(bridge) = &nic.bridge {
             join(&socket, name, bridge)?;
@@ -118,12 +115,20 @@ impl Tap {
         Ok(tap)
     }
 
-    /// Drops the frames that came while the tap was up before: they would be stale when the machine runs. A tap that is
-    /// down gets no more of them.
-    fn empty(&mut self) {
+    /// Takes the tap down and drops the frames that came while it was up: they would be stale when the machine runs. A
+    /// tap that is down gets no more of them.
+    fn shut(&mut self, socket: &OwnedFd) -> Result<(), Error> {
+        set_up(socket, &self.name, false).map_err(|source| Error::Host {
+            what: format!(
+                "tap {}: shutting it until the machine runs here (this needs the capability CAP_NET_ADMIN)",
+                self.name
+            ),
+            source,
+        })?;
         let mut byte = [0];
         // A frame is dropped whole, however little of it is read.
         while self.receive_copy(&mut byte).is_ok() {}
+        Ok(())
     }
 
     fn offload(&self, offload: Offload) -> io::Result<()> {

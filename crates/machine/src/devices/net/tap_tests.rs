@@ -156,7 +156,20 @@ fn a_shut_tap_is_down_and_empty_until_it_is_opened() {
             arrived(&mut up)
         });
         sender.write(&frame).unwrap();
+        super::super::super::testing::until("a frame waits", || {
+            let mut poll = libc::pollfd {
+                fd: up.fd(),
+                events: libc::POLLIN,
+                revents: 0,
+            };
+            // SAFETY: poll reads and writes one pollfd.
+            unsafe { libc::poll(&raw mut poll, 1, 0) == 1 }
+        });
+        up.shut(&control_socket().unwrap()).unwrap();
+        let none = up.receive_copy(&mut [0; 2048]).unwrap_err();
+        assert_eq!(none.kind(), io::ErrorKind::WouldBlock, "it was dropped");
         drop(up);
+        ip("link set t0 up");
         let mut shut = Tap::new(&nic(Some("br0")), true).unwrap();
         assert!(!ip("-o link show t0").contains(",UP"));
         let writer = shut.writer().unwrap();
