@@ -48,7 +48,7 @@ pub(crate) const SKIP_LONG: u8 = 31;
 pub(crate) const RECORD_MAX: usize = 1 + NUMBER_MAX + PAGE + NUMBER_MAX;
 
 /// A difference of up to this length is sent as it is, without a try of LZ4, which takes four times as long.
-const DELTA_CHEAP: usize = PAGE / 8;
+const DELTA_CHEAP: usize = PAGE / 4;
 /// A form has to save at least an eighth of a page; otherwise the page is sent as it is.
 const WORTH: usize = PAGE / 8 * 7;
 
@@ -143,9 +143,12 @@ impl Coder {
         }
     }
 
-    /// The body of the form that was chosen last.
-    pub(crate) fn body(&self) -> &[u8] {
-        &self.body
+    /// The body of the form that was chosen last, for this page.
+    pub(crate) fn body<'a>(&'a self, form: Form, page: &'a [u8; PAGE]) -> &'a [u8] {
+        match form {
+            Form::Raw => page,
+            _ => &self.body,
+        }
     }
 
     /// The form of a page whose last version is not known, or was zeroes.
@@ -174,13 +177,8 @@ impl Coder {
         if is_zero(page) {
             return Some(Form::Zero);
         }
-        let mut kept = 0;
-        for ((to, old), new) in self.xor.iter_mut().zip(last).zip(page) {
-            *to = old ^ new;
-            kept += usize::from(old == new);
-        }
         // A page that became another one packs better alone.
-        if kept < PAGE / 2 {
+        if take_xor(last, page, &mut self.xor) < PAGE / 2 {
             return Some(self.whole(page));
         }
         if self.changed.tries() {
@@ -195,7 +193,7 @@ impl Coder {
         if runs::write(last, page, WORTH, &mut self.body) == Difference::Written {
             return Some(Form::Delta);
         }
-        Some(self.raw(page))
+        Some(Form::Raw)
     }
 
     fn whole(&mut self, page: &[u8; PAGE]) -> Form {
@@ -209,12 +207,26 @@ impl Coder {
                 return Form::Packed;
             }
         }
-        self.raw(page)
-    }
-
-    fn raw(&mut self, page: &[u8; PAGE]) -> Form {
-        self.body.clear();
-        self.body.extend_from_slice(page);
         Form::Raw
     }
+}
+
+/// Takes the XOR of two pages and counts the bytes that are the same.
+fn take_xor(last: &[u8; PAGE], page: &[u8; PAGE], xor: &mut [u8; PAGE]) -> usize {
+    // A counter for each byte of a line: no more than 64 lines, so that a byte is enough and the processor counts all at
+    // once.
+    const LINE: usize = 64;
+    let mut same = [0u8; LINE];
+    let lines = last
+        .as_chunks::<LINE>()
+        .0
+        .iter()
+        .zip(page.as_chunks::<LINE>().0);
+    for ((old, new), to) in lines.zip(xor.as_chunks_mut::<LINE>().0) {
+        for at in 0..LINE {
+            to[at] = old[at] ^ new[at];
+            same[at] += u8::from(to[at] == 0);
+        }
+    }
+    same.into_iter().map(usize::from).sum()
 }

@@ -249,7 +249,8 @@ impl Encoder {
         }
         self.end_zeroes(sink)?;
         self.record(number, form, sink)?;
-        self.stream.body().extend_from_slice(self.coder.body());
+        let body = self.coder.body(form, page);
+        self.stream.body().extend_from_slice(body);
         self.next = number + 1;
         Ok(())
     }
@@ -314,7 +315,7 @@ impl Encoder {
             }
             let body = self.stream.body();
             tag(body, form, number - next);
-            body.extend_from_slice(self.coder.body());
+            body.extend_from_slice(self.coder.body(form, &self.page));
             if form == Form::Zero {
                 put_number(body, 0);
             }

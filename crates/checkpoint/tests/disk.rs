@@ -11,8 +11,6 @@ use romulus_checkpoint::disk::{
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 
-const LENGTH: u64 = 4000;
-
 /// What an epoch's writes make of a disk.
 fn apply(epoch: &DiskEpoch, disk: u16, bytes: &mut [u8]) {
     let mut end = 0;
@@ -334,11 +332,11 @@ fn an_image_that_fails_anywhere_is_brought_up_to_date_later() {
 
 #[test]
 fn zeroes_are_zeroes() {
-    let file = image(&[5; LENGTH as usize]);
+    let file = image(&[5; 4000]);
     file.zero(100, 0).unwrap();
     file.zero(1000, 2000).unwrap();
     let bytes = content(&file);
-    assert_eq!(bytes.len() as u64, LENGTH);
+    assert_eq!(bytes.len(), 4000);
     for (at, byte) in bytes.iter().enumerate() {
         assert_eq!(*byte == 0, (1000..3000).contains(&at), "byte {at}");
     }
