@@ -1,6 +1,7 @@
 //! `cargo xtask bench`: measurements with a table or one JSON object as their result.
 
 mod contender;
+mod engine;
 pub(crate) mod machine;
 
 use anyhow::Result;
@@ -18,6 +19,8 @@ pub(crate) struct Args {
 enum Bench {
     /// Our machine beside stock QEMU: boot time, highest REGISTER rate, resident memory
     Machine(machine::Args),
+    /// Epochs on this computer's own KVM: each phase of a checkpoint, and what it costs the guest
+    Engine(engine::Args),
 }
 
 /// Runs a measurement.
@@ -27,5 +30,6 @@ enum Bench {
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     match &args.bench {
         Bench::Machine(args) => machine::run(args),
+        Bench::Engine(args) => engine::run(args),
     }
 }
