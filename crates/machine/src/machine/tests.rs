@@ -182,9 +182,19 @@ fn loading_sets_another_cpuid_and_sets_it_back() {
     write_shape(&mut Writer::new(&mut other), 2, guest.memory, &theirs);
     other.extend_from_slice(&state[shape.len()..]);
 
-    // A refusal after the CPUID was set must not leave the belief that the old one is still there.
+    // Refused after the CPUID was set: that must not leave the belief that the old one is still there.
+    let mut refused = other[..shape.len()].to_vec();
+    for index in 0..2 {
+        let empty =
+            Writer::new(&mut refused).section(kind::VCPU, index, vcpu::state::VERSION, |_| {
+                Ok::<_, Infallible>(())
+            });
+        assert_eq!(empty, Ok(()));
+    }
     let mut backup = prepared(&guest);
-    backup.load(&other[..other.len() - 1]).unwrap_err();
+    backup.load(&state).unwrap();
+    backup.load(&refused).unwrap_err();
+    assert_eq!(seen(&backup), name(&theirs));
     backup.load(&state).unwrap();
     assert_eq!(seen(&backup), name(&ours));
 
