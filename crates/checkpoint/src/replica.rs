@@ -54,7 +54,9 @@ impl Replica {
     pub const PAGE_COST: usize = PAGE + size_of::<Step>();
 
     /// For a machine of `pages` pages without disks. An epoch may take up to `limit` bytes of memory here before it is
-    /// applied.
+    /// applied; one that needs more is refused, and with it the session. A guest can dirty all of its memory in one epoch, so
+    /// that only `pages` × [`PAGE_COST`](Self::PAGE_COST), and room for state and disk writes, is always enough; memory is taken only as
+    /// it is needed.
     ///
     /// # Panics
     /// With more pages than a machine can have (2^32 − 2, 16 TiB).

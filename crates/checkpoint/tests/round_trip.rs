@@ -15,7 +15,7 @@ proptest! {
 
     #[test]
     fn any_history_comes_out_as_it_went_in(
-        lives in vec(life(PAGES), 1..8),
+        lives in vec(life(PAGES), 1..16),
         shadow in prop_oneof![Just(0usize), Just(1), Just(5), Just(PAGES)],
         first in 1u64..1 << 40,
     ) {

@@ -86,7 +86,8 @@ pub struct Journal {
 
 impl Journal {
     /// Opens the journal in `file` (read and write; a new one is empty), and brings `images` up to it: every whole epoch, in
-    /// order; a torn tail is discarded. Then the images are durable and the journal is empty.
+    /// order; a torn tail is discarded. Then the images are durable and the journal is empty. (That a new file's name is
+    /// durable is the caller's to see to: sync its folder.)
     ///
     /// # Errors
     /// A file or image that cannot be used, or does not fit. The journal is left as it was.
