@@ -18,6 +18,7 @@ use signal_hook::{
 use std::{
     fs, io,
     io::Read as _,
+    net::SocketAddr,
     os::unix::net::UnixStream,
     path::Path,
     sync::{
@@ -31,8 +32,11 @@ pub(crate) fn arbiter(args: &cli::Arbiter) -> Result<Code, Failure> {
     let secret = pair::load(&args.identity)?;
     let mut allowed = allowed(&args.allow)?;
     let mut signals = Watch::new().context("cannot watch signals")?;
+    let mut listen = args.listen.clone();
     loop {
-        let server = open(args, &secret, allowed.clone())?;
+        let server = open(args, listen, &secret, allowed.clone())?;
+        // A port that the system chose stays.
+        listen = server.addresses().to_vec();
         let addresses: Vec<String> = server.addresses().iter().map(ToString::to_string).collect();
         tracing::info!(
             "answers {} identities at {}",
@@ -55,9 +59,14 @@ pub(crate) fn arbiter(args: &cli::Arbiter) -> Result<Code, Failure> {
     }
 }
 
-fn open(args: &cli::Arbiter, secret: &Secret, allowed: Vec<Public>) -> Result<Server, Failure> {
+fn open(
+    args: &cli::Arbiter,
+    listen: Vec<SocketAddr>,
+    secret: &Secret,
+    allowed: Vec<Public>,
+) -> Result<Server, Failure> {
     let config = ServerConfig {
-        listen: args.listen.clone(),
+        listen,
         store: args.store.clone(),
         secret: secret.clone(),
         allowed,

@@ -112,7 +112,7 @@ pub(crate) struct Status {
     /// How long each phase of an epoch takes, on the host that runs the machine.
     #[arg(long, requires = "machine")]
     pub(crate) timing: bool,
-    /// Exit with 1 when a machine is not protected.
+    /// Exit with 1 when a machine is not protected, or the arbiter does not answer.
     #[arg(long)]
     pub(crate) require_protected: bool,
 }

@@ -99,11 +99,12 @@ pub(crate) fn status(args: &cli::Status) -> Result<Code, Failure> {
     Ok(verdict(args, covered))
 }
 
+/// A replica is no cover while the arbiter is out of reach: nobody could take over.
 fn is_protected(status: &Status) -> bool {
     status
         .protection
         .as_ref()
-        .is_some_and(|protection| protection.protected)
+        .is_some_and(|protection| protection.protected && protection.arbiter_answers)
 }
 
 /// The exit code of `romulus status`: cover must never be lost in silence.

@@ -37,7 +37,8 @@ struct Created {
     machine: String,
     uuid: String,
     /// Whether the record was made now; `false` where it was there.
-    created: bool,
+    #[serde(rename = "created")]
+    now: bool,
     generation: u64,
 }
 
@@ -82,7 +83,7 @@ pub(crate) fn create(args: &cli::Create) -> Result<Code, Failure> {
     };
     let name = &file.machine.name;
     let outcome = settle(name, machine, protection, &mut |from, ask| {
-        court.ask(from, ask)
+        court.ask(from, &ask)
     })?;
     let (record, created) = match outcome {
         Outcome::Created(record) => (record, true),
@@ -92,7 +93,7 @@ pub(crate) fn create(args: &cli::Create) -> Result<Code, Failure> {
         commands::print_json(&Created {
             machine: name.clone(),
             uuid: machine.to_string(),
-            created,
+            now: created,
             generation: record.generation.0,
         })?;
     } else if created {
@@ -144,18 +145,13 @@ fn settle(
     // A process that runs would not see the new sidecar.
     let _lock = RuntimeDir::of_user()?.lock(name)?;
     let intention = state.join("creating");
-    let creator = match sidecar::load(&intention, machine)
-        .or_exit(Code::NoInput)?
-        .valid
-        .first()
-    {
-        Some(creator) => *creator,
-        None => {
-            let creator = fresh()?;
-            sidecar::store(&intention, &Sidecar::of(machine, creator))
-                .or_exit(Code::CannotCreate)?;
-            creator
-        }
+    let intended = sidecar::load(&intention, machine).or_exit(Code::NoInput)?;
+    let creator = if let Some(creator) = intended.valid.first() {
+        *creator
+    } else {
+        let creator = fresh()?;
+        sidecar::store(&intention, &Sidecar::of(machine, creator)).or_exit(Code::CannotCreate)?;
+        creator
     };
     let answer = ask(creator, Ask::Create)?;
     let record = match (answer.refusal, answer.record) {
@@ -220,7 +216,7 @@ struct Court {
 }
 
 impl Court {
-    fn ask(&mut self, from: Incarnation, ask: Ask) -> Result<Answer, Failure> {
+    fn ask(&mut self, from: Incarnation, ask: &Ask) -> Result<Answer, Failure> {
         let first = self.number + 1;
         let mut refused = None;
         loop {

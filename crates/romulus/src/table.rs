@@ -140,12 +140,12 @@ fn cover(protection: &Protection, line: &mut impl FnMut(&str, String)) {
         "role",
         format!("{} on {}", protection.role, protection.host),
     );
-    let link = if protection.partner.is_some() {
+    let reached = if protection.partner.is_some() {
         "connected"
     } else {
         "NOT connected"
     };
-    line("partner", format!("{}, {link}", protection.partner_host));
+    line("partner", format!("{}, {reached}", protection.partner_host));
     if let Some(copied) = protection.copied {
         // A share of pages; nobody has so many that a hundredfold overflows.
         let percent = copied.done.saturating_mul(100) / copied.all.max(1);

@@ -95,14 +95,14 @@ pub(crate) struct Protection {
     pub(crate) t_b_us: u64,
     /// Whether the arbiter answers.
     pub(crate) arbiter_answers: bool,
-    /// How far the first full copy is, while there is one.
+    /// How far the first full copy is, until the machine is protected.
     pub(crate) copied: Option<Copied>,
     /// Frames that wait for their epoch's commit, and their bytes.
     pub(crate) held_frames: u64,
     pub(crate) held_bytes: u64,
-    /// Frames that the full queue or the network lost.
+    /// Frames that were lost because the queue was full.
     pub(crate) dropped_frames: u64,
-    /// Epochs that were committed since the process started.
+    /// Epochs that this process has sealed.
     pub(crate) epochs: u64,
     /// Mean of pages that an epoch dirtied.
     pub(crate) dirty_pages_mean: u64,

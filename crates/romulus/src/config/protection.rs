@@ -440,7 +440,7 @@ impl<'a> Parties<'a> {
             );
         }
         self.identities
-            .push((identity.get_ref().clone(), whose.to_owned()));
+            .push((*identity.get_ref(), whose.to_owned()));
     }
 
     fn address(&mut self, whose: &str, address: &Spanned<SocketAddr>) {

@@ -2,6 +2,7 @@
 
 use super::*;
 use proptest::prelude::*;
+use romulus_protocol::{control::Limits, timing::Timing};
 
 /// The example that operators start from.
 const FILE: &str = include_str!("../../../../docs/examples/protected.toml");
@@ -49,8 +50,8 @@ fn the_example_is_read_with_its_defaults() {
     assert_eq!(protection.identity, Path::new("/etc/romulus/identity"));
     assert_eq!((protection.insecure, protection.lock_memory), (false, true));
     assert_eq!((protection.shadow, protection.queue), (512 << 20, 32 << 20));
-    assert_eq!(protection.timing, Default::default());
-    assert_eq!(protection.limits, Default::default());
+    assert_eq!(protection.timing, Timing::default());
+    assert_eq!(protection.limits, Limits::default());
     assert_eq!(protection.warnings(), [""; 0]);
 }
 
@@ -230,6 +231,10 @@ fn what_is_wrong_is_refused_with_its_reason() {
         let error = refused(&FILE.replacen(from, to, 1));
         assert!(error.to_string().contains(expected), "{to}: {error}");
     }
+}
+
+#[test]
+fn a_wrong_choice_is_refused_alone() {
     let keys: &[(&str, &str)] = &[
         ("mode = 'split'", "\"split\" is not supported yet"),
         ("mode = 'fast'", "is no mode"),

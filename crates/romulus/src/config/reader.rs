@@ -161,7 +161,7 @@ impl<'i, 'p> Section<'i, 'p> {
         };
         match number {
             Some(number) => Some(Spanned::new(span, number)),
-            None => self.wrong_type(span, key, "a number, such as 0.8", value.get_ref()),
+            None => self.wrong_type(span, key, "a number, such as 0.8", &value.into_inner()),
         }
     }
 

@@ -107,7 +107,7 @@ impl Cover {
         };
         let host = &status.host;
         let record = host.record.as_ref();
-        protection.role = role(host.role).to_owned();
+        role(host.role).clone_into(&mut protection.role);
         protection.protected = match host.role {
             RoleName::Primary => host.protected_since.is_some(),
             // The record names this replica as the heir only when it is whole and tried.
@@ -138,7 +138,10 @@ impl Cover {
         protection.partner = status.partner.map(|partner| partner.to_string());
         protection.t_b_us = microseconds(host.t_b);
         protection.arbiter_answers = host.arbiter_answers;
-        protection.copied = status.copied.map(|(done, all)| Copied { done, all });
+        protection.copied = status
+            .copied
+            .filter(|_| !protection.protected)
+            .map(|(done, all)| Copied { done, all });
         protection.held_frames = status.output.held_frames as u64;
         protection.held_bytes = status.output.held_bytes as u64;
         protection.dropped_frames = status.output.dropped;

@@ -5,6 +5,8 @@ mod guest;
 mod overhead;
 mod protect;
 mod protected;
+#[cfg(test)]
+mod protected_tests;
 mod shared;
 mod supervisor;
 #[cfg(test)]
@@ -102,17 +104,14 @@ pub(crate) fn run(args: &cli::Run) -> Result<Code, Failure> {
         None
     };
 
-    let result = match part {
-        Some(part) => {
-            let start = protect::starter(&file, part, &hub)?;
-            Protected::new(Arc::clone(&shared), inbox, start, interactive).run()
-        }
-        None => {
-            let machine = file.machine.clone();
-            let hub = Arc::clone(&hub);
-            let boot = move || guest::boot(&machine, hub.writer());
-            Supervisor::new(Arc::clone(&shared), inbox, Box::new(boot), interactive).run()
-        }
+    let result = if let Some(part) = part {
+        let start = protect::starter(&file, part, &hub)?;
+        Protected::new(Arc::clone(&shared), inbox, start, interactive).run()
+    } else {
+        let machine = file.machine.clone();
+        let hub = Arc::clone(&hub);
+        let boot = move || guest::boot(&machine, hub.writer());
+        Supervisor::new(Arc::clone(&shared), inbox, Box::new(boot), interactive).run()
     };
 
     // Answers that were promised, then the console's last words, then the terminal, then the lock.

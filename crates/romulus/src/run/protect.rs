@@ -17,7 +17,9 @@ use romulus_engine::{
     ArbiterAddress, Engine, EngineError, HostAddress, Real as Machines, Report, Settings,
     identity::Secret,
 };
+use romulus_machine::{Error, config::Config};
 use std::{
+    fs::File,
     sync::{Arc, mpsc},
     thread,
     time::Duration,
@@ -38,25 +40,24 @@ pub(crate) fn part(protection: &Protection) -> Result<Part, Failure> {
         .hosts
         .iter()
         .position(|host| host.identity == *secret.public());
-    match me {
-        Some(me) => Ok(Part { secret, me }),
-        None => {
-            let [first, second] = &protection.hosts;
-            Err(anyhow::anyhow!(
-                "this host is neither {} nor {}: its identity ({}) is\n  {}\nwrite it into this host's [[protection.host]], or give the file of the right identity",
-                first.name,
-                second.name,
-                protection.identity.display(),
-                secret.public()
-            ))
-            .or_exit(Code::Config)
-        }
+    if let Some(me) = me {
+        return Ok(Part { secret, me });
     }
+    let [first, second] = &protection.hosts;
+    Err(anyhow::anyhow!(
+        "this host is neither {} nor {}: its identity ({}) is\n  {}\nwrite it into this host's [[protection.host]], or give the file of the right identity",
+        first.name,
+        second.name,
+        protection.identity.display(),
+        secret.public()
+    ))
+    .or_exit(Code::Config)
 }
 
 /// What starts the engine of the machine, as often as it is needed.
 pub(super) fn starter(file: &MachineFile, part: Part, hub: &Arc<Hub>) -> Result<Start, Failure> {
     let settings = settings(file, part.me)?;
+    files(&file.machine)?;
     let machine = file.machine.clone();
     let hub = Arc::clone(hub);
     let secret = part.secret;
@@ -121,6 +122,19 @@ fn explain(name: &str, error: EngineError) -> Failure {
             }
         }
     }
+}
+
+/// What the machine starts from must be here before somebody needs it: the engine would find out in the middle of a start.
+fn files(machine: &Config) -> Result<(), Failure> {
+    let kernel = [("kernel", &machine.kernel)];
+    let initrd = machine.initrd.iter().map(|path| ("initrd", path));
+    for (what, path) in kernel.into_iter().chain(initrd) {
+        File::open(path).map_err(|source| {
+            let path = path.clone();
+            guest::explain(&machine.name, &Error::File { what, path, source })
+        })?;
+    }
+    Ok(())
 }
 
 fn settings(file: &MachineFile, me: usize) -> Result<Settings, Failure> {

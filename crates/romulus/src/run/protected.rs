@@ -287,17 +287,14 @@ impl Protected {
     }
 
     fn press(&self) -> bool {
-        match self.shared.port() {
-            Some(port) => {
-                tracing::info!("pressing the guest's power button");
-                port.press_power_button();
-                true
-            }
-            None => {
-                tracing::warn!("{ELSEWHERE}");
-                false
-            }
+        let port = self.shared.port();
+        if let Some(port) = &port {
+            tracing::info!("pressing the guest's power button");
+            port.press_power_button();
+        } else {
+            tracing::warn!("{ELSEWHERE}");
         }
+        port.is_some()
     }
 
     fn news(&mut self, engine: &dyn Protector, news: News) -> Next {
@@ -308,7 +305,15 @@ impl Protected {
                 port,
             } => self.runs(term, taken_over, port),
             News::Idle => self.idle(engine),
-            News::Protected(protected) => self.shared.set_cover(Cover::since_now(protected)),
+            News::Protected(protected) => {
+                let name = &self.shared.file.machine.name;
+                if protected {
+                    tracing::info!("machine {name} is protected");
+                } else {
+                    tracing::warn!("machine {name} is NOT protected");
+                }
+                self.shared.set_cover(Cover::since_now(protected));
+            }
             News::Ended(ended) => return self.ended(ended),
         }
         Next::Continue
