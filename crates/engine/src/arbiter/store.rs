@@ -113,7 +113,8 @@ impl<D: Disk> Store<D> {
                 });
             }
             records.push(record);
-            // It may be there only because a crash has not happened yet; and it will be told.
+            // It will be told, so it must not go: a copy that was put back may not be synced, nor
+            // may the name of a change that failed.
             disk.sync(name).map_err(failed(name))?;
         }
         disk.sync_names().map_err(failed(""))?;

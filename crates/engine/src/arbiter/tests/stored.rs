@@ -4,6 +4,7 @@ use romulus_protocol::id::{Generation, Incarnation, MachineId};
 use romulus_protocol::record::{Phase, Record};
 use romulus_protocol::wire::{WireError, encode_record};
 
+use super::super::disk::Disk;
 use super::super::store::{Store, StoreError};
 use super::faulty::Faulty;
 
@@ -38,6 +39,12 @@ fn begun() -> Store<Faulty> {
     store.store(&record(1, 5)).expect("stored");
     store.store(&record(2, 9)).expect("stored");
     store
+}
+
+/// How many steps loading this disk takes.
+fn loading(disk: &Faulty) -> usize {
+    let (store, _) = load(disk.clone()).expect("loaded");
+    store.into_disk().steps.get()
 }
 
 /// The computer goes off before any step: what was acknowledged is there, whole, and of what was
@@ -84,8 +91,7 @@ fn the_power_may_go_at_any_step() {
 fn any_step_may_fail() {
     for failing in 0.. {
         let mut disk = begun().into_disk().after_crash();
-        let before = 6; // What loading takes: names, a read and a sync for each file, a sync.
-        disk.fail = vec![before + failing];
+        disk.fail = vec![loading(&disk) + failing];
         let (mut store, _) = load(disk).expect("loaded");
         let refused = Record {
             runner: Incarnation::new(77).expect("not zero"),
@@ -113,11 +119,52 @@ fn any_step_may_fail() {
     }
 }
 
+/// A server was killed, or a step failed, and a new one found what was not durable yet: once it
+/// has told of it, a power cut must not undo it.
+#[test]
+fn what_a_new_server_tells_is_durable() {
+    let begun = begun().into_disk().after_crash();
+    for step in 0..6 {
+        for killed in [false, true] {
+            let mut disk = begun.clone();
+            let at = loading(&disk) + step;
+            if killed {
+                disk.off_at = Some(at);
+            } else {
+                disk.fail = vec![at];
+            }
+            let (mut store, _) = load(disk).expect("loaded");
+            for changed in [record(1, 6), record(3, 1)] {
+                let _ = store.store(&changed);
+            }
+            let disk = store.into_disk().after_crash();
+            let (store, told) = load(disk).expect("loaded");
+            for disk in store.into_disk().after_power_cut() {
+                let (_, records) = load(disk).expect("loaded");
+                assert_eq!(records, told, "step {step}, killed: {killed}");
+            }
+        }
+    }
+}
+
+/// An operator put a copy back and did not sync it.
+#[test]
+fn a_restored_record_is_made_durable() {
+    let mut bytes = Vec::new();
+    encode_record(&record(1, 5), &mut bytes);
+    let mut disk = Faulty::default();
+    disk.write(&format!("{}.record", MachineId(1)), &bytes)
+        .expect("written");
+    let (store, told) = load(disk).expect("loaded");
+    assert_eq!(told, [record(1, 5)]);
+    assert!(found(&store.into_disk()).iter().all(|found| *found == told));
+}
+
 #[test]
 fn a_full_disk_leaves_nothing_behind() {
     let mut disk = begun().into_disk().after_crash();
     let names = disk.list();
-    disk.fail = vec![6];
+    disk.fail = vec![loading(&disk)];
     let (mut store, _) = load(disk).expect("loaded");
     let error = store.store(&record(3, 1)).expect_err("full");
     assert_eq!(error.kind(), std::io::ErrorKind::StorageFull);
