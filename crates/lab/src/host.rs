@@ -88,6 +88,12 @@ impl Host {
         network.address(suffix(self.n))
     }
 
+    /// The interface of the lab's own namespace that leads to it: what the host sends on this network comes in there, seen
+    /// from outside the host.
+    pub fn port(&self, network: Network) -> String {
+        network.port(self.n)
+    }
+
     /// The agent in it.
     pub fn agent(&self) -> &Agent {
         &self.agent

@@ -1,6 +1,7 @@
 //! The whole: networks, hosts, client.
 
 use std::fs;
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread;
@@ -16,7 +17,7 @@ use crate::enter::guard;
 use crate::host::{Body, Host};
 use crate::image::{self, HostImage};
 use crate::links::{Networks, Port};
-use crate::network::{MAX_HOSTS, Network};
+use crate::network::{LAB_SUFFIX, MAX_HOSTS, Network};
 use crate::qemu::Qemu;
 use crate::space::Space;
 
@@ -133,6 +134,16 @@ impl Lab {
     /// The client.
     pub fn client(&self) -> &Client {
         &self.client
+    }
+
+    /// The address of the lab's own process on the control network: a place beside all hosts. Whatever listens there
+    /// outlives each of them.
+    #[allow(
+        clippy::unused_self,
+        reason = "the plan of addresses is not the caller's business"
+    )]
+    pub fn address(&self) -> Ipv4Addr {
+        Network::Control.address(LAB_SUFFIX)
     }
 
     /// What the hosts are made of.

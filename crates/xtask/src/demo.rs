@@ -1,17 +1,20 @@
-//! `cargo xtask demo`: the main job from start to end. A lab host comes up, a stock Debian kernel with a stock Kamailio
-//! boots in our machine on that host's KVM, users register from outside, the machine is stopped in order.
+//! `cargo xtask demo`: the main job from start to end. Two lab hosts and an arbiter come up, a stock Debian kernel with a
+//! stock Kamailio boots in our machine on one host and is protected by the other, users register over UDP, one TCP
+//! connection and a connection each, and in the middle of that the first host loses its power.
 
 use crate::{
     assets::{Assets, Image, Wanted},
     compile::target_folder,
-    machine_file::{FIRST_GUEST, MachineFile},
-    machine_host::{self, Running, Stopped},
-    options,
+    crossing::{self, Crossing, Plan},
+    live,
+    machine_file::FIRST_GUEST,
+    machine_host, options,
+    pair::{self, Pair},
     report::{
-        Report, Row,
+        Report, Row, Target,
         plot::{Plot, Series},
     },
-    sipp::{self, Load, Outcome, Transport},
+    sipp::{self, Transport},
 };
 use anyhow::{Context as _, Result, ensure};
 use images::Progress;
@@ -21,18 +24,15 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// The guest's memory in MiB.
-const GUEST_MIB: u64 = 512;
 /// How long the guest may take to answer SIP.
 const BOOT_LIMIT: Duration = Duration::from_mins(4);
-/// How long the guest may take to shut down.
-const STOP_LIMIT: Duration = Duration::from_secs(40);
-/// The loads: transport, registrations a second, how many.
-const LOADS: [(Transport, u32, u32); 3] = [
-    (Transport::Udp, 50, 500),
-    (Transport::TcpOne, 50, 100),
-    (Transport::TcpEach, 20, 60),
-];
+/// Beyond `T_b`, the first answer over UDP may take this much longer after the cut.
+pub(crate) const BEYOND_T_B_MS: f64 = 150.0;
+/// The load: registrations a second over UDP, one TCP connection and a connection each, for so many seconds, and when the
+/// power is cut.
+const RATES: [u32; 3] = [15, 10, 5];
+const SECONDS: u32 = 20;
+const CUT_AFTER: Duration = Duration::from_secs(8);
 
 /// Arguments.
 #[derive(clap::Args)]
@@ -40,6 +40,13 @@ pub(crate) struct Args {
     /// Print one JSON object on standard output and nothing else there
     #[arg(long)]
     json: bool,
+}
+
+/// What a demonstration showed.
+struct Shown {
+    boot: Duration,
+    to_protected: Duration,
+    crossing: Crossing,
 }
 
 /// Prepares everything and runs the demonstration in a lab of its own.
@@ -56,10 +63,23 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     })?;
     let progress = Progress::new();
     let logs = target_folder().join("lab-logs/demo");
-    let config = assets.lab_config(1, 2048, &logs);
+    let config = assets.lab_config(2, pair::HOST_MIB, &logs);
     let lab = Lab::start(&config, &progress)?;
-    let report = demonstrate(&lab, &assets, &progress).or_else(|error| {
-        machine_host::keep_logs(lab.host(1), &logs)?;
+    let step =
+        progress.step("putting romulus and the guest into both hosts, and starting an arbiter");
+    let guest = assets.guest(Image::REGISTRAR_12)?;
+    let mut pair = Pair::new(&lab, &assets, guest, |file| {
+        file.boot.command_line.push_str(" service.shell");
+    })
+    .or_else(|error| {
+        for host in lab.hosts() {
+            machine_host::keep_logs(host, &logs)?;
+        }
+        Err(error)
+    })?;
+    step.done("romulus and the guest are in both hosts; the arbiter is beside them");
+    let shown = demonstrate(&lab, &mut pair, &progress).or_else(|error| {
+        pair.keep_logs(&logs)?;
         Err(error).with_context(|| {
             format!(
                 "the demonstration failed; consoles and logs are in {}",
@@ -67,145 +87,200 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
             )
         })
     })?;
+    pair.keep_logs(&logs)?;
+    let plot = plot(&shown.crossing).write(&target_folder().join("reports"), "demo")?;
+    eprintln!("response times are plotted in {}", plot.display());
+    let mut report = Report::new("demo", lab.kind());
+    report.rows = rows(&shown);
+    drop(pair);
     drop(lab);
     report.print(args.json)?;
-    Ok(ExitCode::SUCCESS)
+    let faults = shown.crossing.faults();
+    for fault in &faults {
+        eprintln!("not as promised: {fault}");
+    }
+    Ok(if faults.is_empty() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
 }
 
-fn demonstrate(lab: &Lab, assets: &Assets, progress: &Progress) -> Result<Report> {
-    let host = lab.host(1);
-    let step = progress.step("putting romulus and the guest into the host");
-    machine_host::place_romulus(host, assets)?;
-    let guest = assets.guest(Image::REGISTRAR_12)?;
-    let folder = machine_host::place_guest(host, guest)?;
-    step.done("romulus and the guest are in the host");
-
-    let step = progress.step("booting Debian 12 with Kamailio in our machine");
+fn demonstrate(lab: &Lab, pair: &mut Pair<'_>, progress: &Progress) -> Result<Shown> {
+    let step = progress.step("booting Debian 12 with Kamailio in our machine on h1");
     let server = sipp::sip(FIRST_GUEST);
     let watch = options::watch(lab.client(), server, BOOT_LIMIT)?;
     let start = Instant::now();
-    let machine = Running::start(host, MachineFile::new("registrar", guest, &folder, 0))?;
+    pair.run(0)?;
+    pair.run(1)?;
     let boot = watch
         .wait()
-        .or_else(|error| machine.still_runs().and(Err(error)))?
+        .or_else(|error| pair.running(0)?.still_runs().and(Err(error)))?
         .duration_since(start);
+    pair.running(0)?.wait_console("GUEST UP", BOOT_LIMIT)?;
     step.done(format!(
         "Kamailio answers {:.1} s after romulus was started",
         boot.as_secs_f64()
     ));
-    machine.wait_console("GUEST UP", BOOT_LIMIT)?;
-    let status = machine.status()?;
-    ensure!(
-        status.is_object() || status.is_array(),
-        "`romulus status --json` gave no object: {status}"
-    );
+
+    let step = progress.step("copying the running machine to h2");
+    let runner = pair.wait_protected(Some(&step))?;
+    let to_protected = start.elapsed();
+    ensure!(runner == 0, "the machine started on h2, not on h1");
+    step.done("the machine is protected: h2 holds a replica that it has loaded on trial");
     eprintln!(
         "{}",
-        host.sh(&format!("{} status", machine_host::ROMULUS))?
+        pair.host(0)
+            .sh(&format!("{} status registrar", machine_host::ROMULUS))?
             .trim_end()
     );
 
-    let mut outcomes = Vec::new();
-    for (transport, rate, count) in LOADS {
-        let step = progress.step(format!(
-            "registering {count} users, {}, {rate} a second",
-            transport.name()
-        ));
-        let outcome = sipp::register(
-            lab.client(),
-            Load {
-                server,
-                transport,
-                rate,
-                count,
-            },
-        )?;
-        step.done(format!("{}: {}", transport.name(), outcome.summary()));
-        outcomes.push((transport, outcome));
-    }
-    let resident = machine.resident_beyond_guest_kib(GUEST_MIB)?;
-
-    let step = progress.step("stopping the machine in order");
-    let stopped = machine.stop(STOP_LIMIT)?;
+    let all: u32 = RATES.iter().sum();
+    let step = progress.step(format!(
+        "registering {all} users a second over UDP and TCP; the power of h1 is cut after {} s",
+        CUT_AFTER.as_secs()
+    ));
+    live::tell(&step, "  0 s     0 registered/s");
+    let plan = Plan {
+        name: "demo".to_owned(),
+        rates: RATES,
+        seconds: SECONDS,
+        cut_after: Some(CUT_AFTER),
+    };
+    let crossing = crossing::run(lab.client(), pair, &plan, Some(&step))?;
     ensure!(
-        stopped == Stopped::IN_ORDER,
-        "the guest did not shut down in order ({stopped:?}): {}",
-        machine.messages()?
+        crossing.cut.is_some(),
+        "the load ended before the power was cut"
     );
-    step.done("the guest has shut down");
-
-    let plot = plot(&outcomes).write(&target_folder().join("reports"), "demo")?;
-    eprintln!("response times are plotted in {}", plot.display());
-    for (transport, outcome) in &outcomes {
-        ensure!(
-            outcome.all_ok(),
-            "registrations failed over {}: {}",
-            transport.name(),
-            outcome.summary()
-        );
-    }
-    Ok(report(lab, boot, resident, &outcomes))
+    let (wanted, ok) = crossing.totals();
+    step.done(format!(
+        "{ok} of {wanted} registrations ok across the loss of h1; h2 runs the machine"
+    ));
+    Ok(Shown {
+        boot,
+        to_protected,
+        crossing,
+    })
 }
 
-#[allow(clippy::cast_precision_loss, reason = "KiB of a small process")]
-fn report(
-    lab: &Lab,
-    boot: Duration,
-    resident_kib: u64,
-    outcomes: &[(Transport, Outcome)],
-) -> Report {
-    let mut report = Report::new("demo", lab.kind());
-    let rows = &mut report.rows;
-    rows.push(Row::new(
-        "boot: start of romulus to the first SIP answer",
-        "ms",
-        boot.as_secs_f64() * 1e3,
-    ));
-    for (transport, outcome) in outcomes {
+#[allow(clippy::cast_precision_loss, reason = "numbers of contacts")]
+fn rows(shown: &Shown) -> Vec<Row> {
+    let crossing = &shown.crossing;
+    let ms = |seconds: Option<f64>| seconds.map(|seconds| seconds * 1e3);
+    let mut rows = vec![
+        Row::new(
+            "boot: start of romulus to the first SIP answer",
+            "ms",
+            shown.boot.as_secs_f64() * 1e3,
+        ),
+        Row::new(
+            "start of romulus to protected",
+            "ms",
+            shown.to_protected.as_secs_f64() * 1e3,
+        ),
+    ];
+    for (transport, outcome) in &crossing.loads {
         let name = transport.name();
-        rows.push(Row::new(
-            format!("{name}: registrations tried"),
-            "",
-            f64::from(outcome.tried),
-        ));
-        rows.push(Row::new(
-            format!("{name}: registrations ok"),
-            "",
-            f64::from(outcome.ok),
-        ));
-        rows.push(Row::new(
-            format!("{name}: requests sent again"),
-            "",
-            f64::from(outcome.retransmissions),
-        ));
-        rows.push(Row::new(
-            format!("{name}: response time p50"),
-            "ms",
-            outcome.response_ms.median(),
-        ));
-        rows.push(Row::new(
-            format!("{name}: response time p99"),
-            "ms",
-            outcome.response_ms.percentile(99.0),
-        ));
+        rows.extend([
+            Row::new(
+                format!("{name}: registrations tried"),
+                "",
+                f64::from(outcome.tried),
+            ),
+            Row::new(
+                format!("{name}: registrations ok"),
+                "%",
+                f64::from(outcome.ok) / f64::from(outcome.wanted.max(1)) * 100.0,
+            )
+            .target(Target::AtLeast(100.0)),
+            Row::new(
+                format!("{name}: requests sent again"),
+                "",
+                f64::from(outcome.retransmissions),
+            ),
+            Row::new(
+                format!("{name}: response time p50"),
+                "ms",
+                outcome.response_ms.median(),
+            ),
+            Row::new(
+                format!("{name}: response time p99"),
+                "ms",
+                outcome.response_ms.percentile(99.0),
+            ),
+        ]);
     }
-    rows.push(Row::new(
-        "resident memory beyond the guest's",
-        "MiB",
-        resident_kib as f64 / 1024.0,
-    ));
-    report
+    let t_b = crossing.t_b.as_secs_f64() * 1e3;
+    let steps = crossing.steps;
+    rows.extend([
+        Row::new(
+            format!("power cut to the first answer, UDP (T_b was {t_b:.0} ms)"),
+            "ms",
+            ms(crossing.first_udp),
+        )
+        .target(Target::AtMost(t_b + BEYOND_T_B_MS)),
+        Row::new(
+            "power cut to the next answer on a TCP connection from before",
+            "ms",
+            ms(crossing.first_tcp),
+        ),
+        Row::new(
+            "longest time without any answer to a registration",
+            "ms",
+            ms(crossing.longest_gap),
+        ),
+        Row::new(
+            "TCP connections from before the cut that still serve",
+            "%",
+            if crossing.connections_kept() {
+                100.0
+            } else {
+                0.0
+            },
+        )
+        .target(Target::AtLeast(100.0)),
+        Row::new(
+            "contacts acknowledged before the cut",
+            "",
+            crossing.acknowledged as f64,
+        ),
+        Row::new(
+            "acknowledged contacts that the registrar lost",
+            "",
+            crossing.lost.len() as f64,
+        )
+        .target(Target::AtMost(0.0)),
+        Row::new("takeover: power cut to detected", "ms", ms(steps.detected)),
+        Row::new(
+            "takeover: power cut to the arbiter's claim",
+            "ms",
+            ms(steps.claimed),
+        ),
+        Row::new(
+            "takeover: power cut to the replica loaded",
+            "ms",
+            ms(steps.loaded),
+        ),
+        Row::new("takeover: power cut to running", "ms", ms(steps.running)),
+    ]);
+    rows
 }
 
-fn plot(outcomes: &[(Transport, Outcome)]) -> Plot<'static> {
-    let series = |(transport, outcome): &(Transport, Outcome)| Series {
+fn plot(crossing: &Crossing) -> Plot<'static> {
+    let began = crossing.began();
+    let series = |(transport, outcome): &(Transport, sipp::Outcome)| Series {
         name: transport.name().to_owned(),
-        points: outcome.timeline.clone(),
+        points: outcome.timeline_since(began),
     };
     Plot {
-        title: "REGISTER response times",
+        title: "REGISTER response times across a power cut",
         x: "seconds since the first request",
         y: "response time, ms",
-        series: outcomes.iter().map(series).collect(),
+        series: crossing.loads.iter().map(series).collect(),
+        marks: crossing
+            .cut
+            .map(|cut| (cut - began, "power of h1 cut".to_owned()))
+            .into_iter()
+            .collect(),
     }
 }

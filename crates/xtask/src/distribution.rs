@@ -24,6 +24,11 @@ impl Distribution {
         self.0.get(rank.clamp(1, self.0.len().max(1)) - 1).copied()
     }
 
+    /// How many there are.
+    pub(crate) fn count(&self) -> usize {
+        self.0.len()
+    }
+
     /// The middle value.
     pub(crate) fn median(&self) -> Option<f64> {
         self.percentile(50.0)

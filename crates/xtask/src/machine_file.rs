@@ -2,13 +2,16 @@
 
 use crate::assets::Guest;
 use serde::Serialize;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddr};
 
 /// A machine of a job. Paths are those in the host.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub(crate) struct MachineFile {
     /// The machine's name.
     pub(crate) name: String,
+    /// What the arbiter knows it by.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) uuid: Option<String>,
     /// Number of vCPUs.
     pub(crate) vcpus: u8,
     /// Memory, with unit.
@@ -29,6 +32,37 @@ pub(crate) struct MachineFile {
     /// Its disks.
     #[serde(rename = "disk", skip_serializing_if = "Vec::is_empty")]
     pub(crate) disks: Vec<Disk>,
+    /// How a second host protects it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) protection: Option<Protection>,
+}
+
+/// The `[protection]` section. What it leaves out has the product's own default.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub(crate) struct Protection {
+    /// Where the arbiter answers.
+    pub(crate) arbiter: SocketAddr,
+    /// Its public identity.
+    pub(crate) arbiter_identity: String,
+    /// The one time-out from which the others follow.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) t_b: Option<String>,
+    /// The two hosts; a new machine starts on the first.
+    #[serde(rename = "host")]
+    pub(crate) hosts: [ProtectionHost; 2],
+}
+
+/// A `[[protection.host]]`.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub(crate) struct ProtectionHost {
+    /// Its name.
+    pub(crate) name: String,
+    /// Its public identity.
+    pub(crate) identity: String,
+    /// Where checkpoints and heartbeats arrive.
+    pub(crate) replication: SocketAddr,
+    /// The second path.
+    pub(crate) control: SocketAddr,
 }
 
 /// The `[boot]` section.
@@ -84,6 +118,7 @@ impl MachineFile {
         });
         Self {
             name: name.to_owned(),
+            uuid: None,
             vcpus: 1,
             memory: "512 MiB".to_owned(),
             on_reboot: None,
@@ -103,6 +138,7 @@ impl MachineFile {
                 mtu: 1500,
             }],
             disks: disks.collect(),
+            protection: None,
         }
     }
 

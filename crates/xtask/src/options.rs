@@ -79,7 +79,7 @@ pub(crate) fn answers(client: &lab::Client, server: SocketAddrV4, limit: Duratio
 
 /// Linux asks for an unknown neighbour's address once a second: measured times would be rounded up to that. In the
 /// client's namespace it asks every 20 ms.
-fn ask_for_addresses_often(client: &lab::Client) -> Result<()> {
+pub(crate) fn ask_for_addresses_often(client: &lab::Client) -> Result<()> {
     const SCRIPT: &str = "for file in /proc/sys/net/ipv4/neigh/*/retrans_time_ms; do echo 20 > $file || exit 1; done";
     let status = client.command("sh")?.args(["-c", SCRIPT]).status()?;
     ensure!(
@@ -125,7 +125,7 @@ fn first_answer(
 }
 
 /// `None` for the errors that only say that nobody is there yet.
-fn unless_absent(result: io::Result<usize>) -> Result<Option<usize>> {
+pub(crate) fn unless_absent(result: io::Result<usize>) -> Result<Option<usize>> {
     match result {
         Ok(length) => Ok(Some(length)),
         Err(error)

@@ -7,12 +7,13 @@ use crate::{distribution::Distribution, process};
 use anyhow::{Context as _, Result, bail};
 use std::{
     collections::HashMap,
-    fs,
+    fs::{self, File},
+    io::{self, Read as _, Seek as _, SeekFrom},
     net::{Ipv4Addr, SocketAddrV4},
-    path::Path,
-    process::Stdio,
+    process::{Child, Stdio},
     time::Duration,
 };
+use tempfile::TempDir;
 
 /// The scenario: one REGISTER a call, each for a user of its own.
 const REGISTER: &str = include_str!("../sipp/register.xml");
@@ -22,6 +23,11 @@ const GRACE: Duration = Duration::from_secs(12);
 
 /// SIPp refuses to start with as many sockets as a process may have files; 1024 is the usual limit.
 const SOCKETS_MAX: u32 = 1000;
+
+/// The log of calls, SIPp's statistics and what it says is wrong, each in a folder of its own run.
+const CALLS: &str = "calls.csv";
+const STATISTICS: &str = "statistics.csv";
+const ERRORS: &str = "errors";
 
 /// How SIPp uses connections.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,15 +62,35 @@ impl Transport {
 
 /// One run of registrations, bounded in number.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Load {
+pub(crate) struct Load<'a> {
     /// Where the server listens.
     pub(crate) server: SocketAddrV4,
     /// How connections are used.
     pub(crate) transport: Transport,
+    /// What the users' names begin with; the rest is the call's number.
+    pub(crate) users: &'a str,
     /// Registrations begun a second.
     pub(crate) rate: u32,
     /// How many in all.
     pub(crate) count: u32,
+}
+
+/// An answered registration.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Answer {
+    /// The call's number.
+    pub(crate) call: u32,
+    /// When it began, in seconds since 1970.
+    pub(crate) began: f64,
+    /// How long the answer took, in milliseconds.
+    pub(crate) ms: f64,
+}
+
+impl Answer {
+    /// When the answer came, in seconds since 1970.
+    pub(crate) fn came(&self) -> f64 {
+        self.began + self.ms / 1e3
+    }
 }
 
 /// What came of a [`Load`].
@@ -80,9 +106,9 @@ pub(crate) struct Outcome {
     pub(crate) retransmissions: u32,
     /// Time from request to answer in milliseconds.
     pub(crate) response_ms: Distribution,
-    /// Seconds since the first start, and the response time in milliseconds, of each answered call in order of start.
-    pub(crate) timeline: Vec<(f64, f64)>,
-    /// What SIPp itself said was wrong, if it did.
+    /// The answered calls in order of start.
+    pub(crate) answers: Vec<Answer>,
+    /// What SIPp itself said was wrong, if it did. That it lost its one TCP connection is such a thing.
     pub(crate) complaint: Option<String>,
 }
 
@@ -90,6 +116,18 @@ impl Outcome {
     /// Whether every registration was made and answered.
     pub(crate) fn all_ok(&self) -> bool {
         self.wanted > 0 && self.ok == self.wanted
+    }
+
+    /// Seconds since `zero` (seconds since 1970), and the response time in milliseconds, of each answered call in order
+    /// of start.
+    pub(crate) fn timeline_since(&self, zero: f64) -> Vec<(f64, f64)> {
+        let point = |answer: &Answer| (answer.began - zero, answer.ms);
+        self.answers.iter().map(point).collect()
+    }
+
+    /// [`Self::timeline_since`] the first start.
+    pub(crate) fn timeline(&self) -> Vec<(f64, f64)> {
+        self.timeline_since(self.answers.first().map_or(0.0, |answer| answer.began))
     }
 
     /// A line for people.
@@ -111,23 +149,30 @@ impl Outcome {
     }
 }
 
-/// Runs one load from the client of a lab and waits for its end.
+/// A load that is under way. Dropping it ends it.
+pub(crate) struct Sipp {
+    child: Child,
+    folder: TempDir,
+    limit: Duration,
+    wanted: u32,
+    /// How much of the log of calls has been looked at, and the answers in it.
+    read: (u64, u32),
+}
+
+/// Starts one load from the client of a lab.
 ///
 /// # Errors
-/// SIPp can't be run, or made no call at all. Calls that fail are an [`Outcome`], not an error.
-pub(crate) fn register(client: &lab::Client, load: Load) -> Result<Outcome> {
+/// SIPp can't be started.
+pub(crate) fn start(client: &lab::Client, load: Load<'_>) -> Result<Sipp> {
     let folder = tempfile::Builder::new().prefix("romulus-sipp-").tempdir()?;
     let scenario = folder.path().join("register.xml");
     fs::write(&scenario, REGISTER)?;
-    let (calls, statistics) = (
-        folder.path().join("calls.csv"),
-        folder.path().join("statistics.csv"),
-    );
     let seconds = Duration::from_secs(u64::from(load.count.div_ceil(load.rate.max(1)))) + GRACE;
     let mut command = client.command("sipp")?;
     command
         .arg(load.server.to_string())
         .args(["-sf".as_ref(), scenario.as_os_str()])
+        .args(["-key", "users", load.users])
         .args([
             "-t",
             load.transport.option(),
@@ -145,41 +190,115 @@ pub(crate) fn register(client: &lab::Client, load: Load) -> Result<Outcome> {
         .args(["-timeout", &format!("{}s", seconds.as_secs())])
         .args(["-i", &client.address().to_string()])
         .args(["-trace_logs", "-log_file"])
-        .arg(&calls)
+        .arg(folder.path().join(CALLS))
         .args(["-trace_stat", "-fd", "1", "-stf"])
-        .arg(&statistics)
+        .arg(folder.path().join(STATISTICS))
         .current_dir(folder.path())
         .env("TERM", "dumb")
-        .stdin(Stdio::null());
-    let output = process::output_within(&mut command, seconds + GRACE)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(File::create(folder.path().join(ERRORS))?);
+    if load.transport == Transport::TcpOne {
+        // Another connection in the place of a lost one would hide that it was lost.
+        command.args(["-max_reconnect", "0"]);
+    }
+    let child = command
+        .spawn()
         .context("running sipp (Debian package sip-tester)")?;
-    let read = |path: &Path| fs::read_to_string(path).unwrap_or_default();
-    let mut outcome = parse_calls(&read(&calls));
-    outcome.wanted = load.count;
-    outcome.retransmissions = parse_retransmissions(&read(&statistics)).unwrap_or(0);
-    let code = output.status.code();
-    if !matches!(code, Some(0 | 1)) || outcome.tried == 0 {
-        let said = String::from_utf8_lossy(&output.stderr);
-        let last = said.lines().rev().find(|line| !line.trim().is_empty());
-        outcome.complaint = Some(format!(
-            "{} ({})",
-            last.unwrap_or("no message").trim(),
-            code.map_or("killed".into(), |code| format!("exit code {code}"))
-        ));
+    Ok(Sipp {
+        child,
+        folder,
+        limit: seconds + GRACE,
+        wanted: load.count,
+        read: (0, 0),
+    })
+}
+
+/// Runs one load from the client of a lab and waits for its end.
+///
+/// # Errors
+/// SIPp can't be run, or made no call at all. Calls that fail are an [`Outcome`], not an error.
+pub(crate) fn register(client: &lab::Client, load: Load<'_>) -> Result<Outcome> {
+    start(client, load)?.finish()
+}
+
+impl Sipp {
+    /// How many registrations have been answered so far.
+    pub(crate) fn answered(&mut self) -> u32 {
+        // What can't be read now is read the next time.
+        let _ = self.look();
+        self.read.1
     }
-    if outcome.tried == 0 {
-        bail!(
-            "SIPp made no call: {}",
-            outcome.complaint.as_deref().unwrap_or("it gave no reason")
-        );
+
+    fn look(&mut self) -> io::Result<()> {
+        let mut log = File::open(self.folder.path().join(CALLS))?;
+        log.seek(SeekFrom::Start(self.read.0))?;
+        let mut text = Vec::new();
+        log.read_to_end(&mut text)?;
+        // A line that is not whole yet is left for the next time.
+        let whole = text
+            .iter()
+            .rposition(|byte| *byte == b'\n')
+            .map_or(0, |end| end + 1);
+        let answers = text[..whole]
+            .split(|byte| *byte == b'\n')
+            .filter(|line| line.ends_with(b",ok"));
+        self.read.1 += u32::try_from(answers.count()).unwrap_or(u32::MAX);
+        self.read.0 += whole as u64;
+        Ok(())
     }
-    Ok(outcome)
+
+    /// Whether it has come to its end.
+    ///
+    /// # Errors
+    /// The operating system refuses to say.
+    pub(crate) fn has_ended(&mut self) -> Result<bool> {
+        Ok(self.child.try_wait()?.is_some())
+    }
+
+    /// Waits for its end and gives what came of it.
+    ///
+    /// # Errors
+    /// SIPp made no call at all, or did not end in time.
+    pub(crate) fn finish(mut self) -> Result<Outcome> {
+        let Some(status) = process::wait_within(&mut self.child, self.limit)? else {
+            bail!("sipp did not end within {} s", self.limit.as_secs());
+        };
+        let read =
+            |name: &str| fs::read_to_string(self.folder.path().join(name)).unwrap_or_default();
+        let mut outcome = parse_calls(&read(CALLS));
+        outcome.wanted = self.wanted;
+        outcome.retransmissions = parse_retransmissions(&read(STATISTICS)).unwrap_or(0);
+        let code = status.code();
+        if !matches!(code, Some(0 | 1)) || outcome.tried == 0 {
+            let said = read(ERRORS);
+            let last = said.lines().rev().find(|line| !line.trim().is_empty());
+            outcome.complaint = Some(format!(
+                "{} ({})",
+                last.unwrap_or("no message").trim(),
+                code.map_or("killed".into(), |code| format!("exit code {code}"))
+            ));
+        }
+        if outcome.tried == 0 {
+            bail!(
+                "SIPp made no call: {}",
+                outcome.complaint.as_deref().unwrap_or("it gave no reason")
+            );
+        }
+        Ok(outcome)
+    }
+}
+
+impl Drop for Sipp {
+    fn drop(&mut self) {
+        process::kill(&mut self.child);
+    }
 }
 
 /// Reads the log of calls: `number,seconds,microseconds,start|ok` a line. SIPp writes numbers as decimals.
 fn parse_calls(log: &str) -> Outcome {
-    let mut starts: HashMap<&str, f64> = HashMap::new();
-    let mut answered: Vec<(f64, f64)> = Vec::new();
+    let mut starts: HashMap<u32, f64> = HashMap::new();
+    let mut answers: Vec<Answer> = Vec::new();
     let mut tried = 0;
     for line in log.lines() {
         let mut fields = line.trim().split(',');
@@ -192,7 +311,9 @@ fn parse_calls(log: &str) -> Outcome {
         ) else {
             continue;
         };
-        let (Ok(seconds), Ok(micros)) = (seconds.parse::<f64>(), micros.parse::<f64>()) else {
+        let (Ok(call), Ok(seconds), Ok(micros)) =
+            (call.parse(), seconds.parse::<f64>(), micros.parse::<f64>())
+        else {
             continue;
         };
         let time = seconds + micros / 1e6;
@@ -202,23 +323,20 @@ fn parse_calls(log: &str) -> Outcome {
                 starts.insert(call, time);
             }
             "ok" => {
-                if let Some(start) = starts.remove(call) {
-                    answered.push((start, (time - start) * 1e3));
+                if let Some(began) = starts.remove(&call) {
+                    let ms = (time - began) * 1e3;
+                    answers.push(Answer { call, began, ms });
                 }
             }
             _ => {}
         }
     }
-    answered.sort_by(|a, b| a.0.total_cmp(&b.0));
-    let first = answered.first().map_or(0.0, |(start, _)| *start);
+    answers.sort_by(|a, b| a.began.total_cmp(&b.began));
     Outcome {
         tried,
-        ok: u32::try_from(answered.len()).unwrap_or(u32::MAX),
-        response_ms: Distribution::new(answered.iter().map(|(_, ms)| *ms).collect()),
-        timeline: answered
-            .iter()
-            .map(|(start, ms)| (start - first, *ms))
-            .collect(),
+        ok: u32::try_from(answers.len()).unwrap_or(u32::MAX),
+        response_ms: Distribution::new(answers.iter().map(|answer| answer.ms).collect()),
+        answers,
         ..Outcome::default()
     }
 }
@@ -250,7 +368,9 @@ mod tests {
         assert_eq!((outcome.tried, outcome.ok), (3, 2));
         assert!((outcome.response_ms.max().unwrap() - 500.0).abs() < 0.01);
         assert!((outcome.response_ms.median().unwrap() - 4.0).abs() < 0.01);
-        assert!((outcome.timeline[1].0 - 0.1).abs() < 1e-6);
+        assert!((outcome.timeline()[1].0 - 0.1).abs() < 1e-6);
+        assert!((outcome.timeline_since(99.0)[0].0 - 1.5).abs() < 1e-6);
+        assert!((outcome.answers[1].came() - 100.604).abs() < 1e-6);
     }
 
     #[test]

@@ -30,9 +30,10 @@ const RETRANSMISSIONS_ONE_IN: u32 = 10;
 const HOST_MIB: u32 = 3072;
 
 /// Before each trial: the first requests after a start find cold caches and unresolved addresses.
-const WARM_UP: Load = Load {
+const WARM_UP: Load<'static> = Load {
     server: SocketAddrV4::new(FIRST_GUEST, 5060),
     transport: Transport::Udp,
+    users: "user",
     rate: 20,
     count: 40,
 };
@@ -236,6 +237,7 @@ fn rates(
             let load = Load {
                 server: sipp::sip(FIRST_GUEST),
                 transport: Transport::Udp,
+                users: "user",
                 rate: trial,
                 count: trial * effort.seconds,
             };
@@ -257,7 +259,7 @@ fn rates(
 }
 
 /// Whether the server kept up: no failure, and hardly a request sent twice.
-fn sustained(outcome: &Outcome) -> bool {
+pub(super) fn sustained(outcome: &Outcome) -> bool {
     outcome.all_ok() && outcome.retransmissions * RETRANSMISSIONS_ONE_IN <= outcome.wanted
 }
 
@@ -347,7 +349,7 @@ fn plot(rates: &[Rate]) -> Plot<'static> {
     let series = |rate: &Rate| {
         Some(Series {
             name: format!("{}, {}/s", rate.contender.name(), rate.search.best()?),
-            points: rate.best.as_ref()?.timeline.clone(),
+            points: rate.best.as_ref()?.timeline(),
         })
     };
     Plot {
@@ -355,6 +357,7 @@ fn plot(rates: &[Rate]) -> Plot<'static> {
         x: "seconds since the first request",
         y: "response time, ms",
         series: rates.iter().filter_map(series).collect(),
+        marks: Vec::new(),
     }
 }
 

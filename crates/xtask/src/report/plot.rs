@@ -3,7 +3,7 @@
 use anyhow::{Context as _, Result, anyhow};
 use plotters::prelude::{
     BLACK, ChartBuilder, Circle, Color, EmptyElement, IntoDrawingArea, Palette, Palette99,
-    Rectangle, SVGBackend, WHITE,
+    PathElement, RED, Rectangle, SVGBackend, WHITE,
 };
 use std::{
     fs,
@@ -28,6 +28,8 @@ pub(crate) struct Plot<'a> {
     pub(crate) y: &'a str,
     /// What is shown.
     pub(crate) series: Vec<Series>,
+    /// Moments on the x axis, each with its name: a vertical line.
+    pub(crate) marks: Vec<(f64, String)>,
 }
 
 impl Plot<'_> {
@@ -66,6 +68,12 @@ impl Plot<'_> {
                 .y_desc(self.y)
                 .light_line_style(WHITE)
                 .draw()?;
+            for (x, name) in &self.marks {
+                chart
+                    .draw_series([PathElement::new([(*x, 0.0), (*x, top * 1.1)], RED)])?
+                    .label(name.as_str())
+                    .legend(|(x, y)| PathElement::new([(x, y), (x + 8, y)], RED));
+            }
             for (index, series) in self.series.iter().enumerate() {
                 let color = Palette99::pick(index).to_rgba();
                 chart
@@ -102,12 +110,14 @@ mod tests {
                 name: "UDP".into(),
                 points: vec![(0.0, 4.0), (1.0, 8.0)],
             }],
+            marks: vec![(0.5, "power cut".into())],
         };
         let folder = tempfile::tempdir().unwrap();
         let path = plot.write(folder.path(), "times").unwrap();
         let svg = std::fs::read_to_string(path).unwrap();
         assert!(svg.starts_with("<svg") && svg.contains("Response times") && svg.contains("UDP"));
         assert_eq!(svg.matches("<circle").count(), 2);
+        assert!(svg.contains("power cut") && svg.contains("<polyline"));
     }
 
     #[test]
@@ -117,6 +127,7 @@ mod tests {
             x: "s",
             y: "ms",
             series: vec![],
+            marks: vec![],
         };
         assert!(
             plot.write(tempfile::tempdir().unwrap().path(), "none")

@@ -184,6 +184,7 @@ fn network_load(case: &Case) -> Result<()> {
         let load = Load {
             server: sipp::sip(guest),
             transport: Transport::Udp,
+            users: "user",
             rate: 4,
             count: 4 * (SECONDS - 10),
         };

@@ -128,6 +128,7 @@ impl Case {
         let load = Load {
             server: sipp::sip(address(number)),
             transport,
+            users: "user",
             rate,
             count,
         };

@@ -21,13 +21,13 @@ pub(super) const ALL: &[Scenario] = &[
     ),
     Scenario::new(
         "net/offload",
-        "chesha256sum and segmentation offload and EVENT_IDX are negotiated",
+        "checksum and segmentation offload and EVENT_IDX are negotiated",
         &[Image::BASE_12],
         offload,
     ),
     Scenario::new(
         "net/stream",
-        "streams pass unchanged, both ways, under iperf3 and by chesha256sum",
+        "streams pass unchanged, both ways, under iperf3 and by checksum",
         &[Image::BASE_12],
         stream,
     ),

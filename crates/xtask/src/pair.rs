@@ -1,0 +1,480 @@
+//! Two lab hosts that protect one machine, and their arbiter.
+
+mod arbiter;
+mod status;
+mod takeover;
+
+pub(crate) use arbiter::Arbiter;
+pub(crate) use status::{Phase, Status};
+pub(crate) use takeover::{Steps, UnixSeconds, unix_seconds};
+
+use crate::{
+    assets::{Assets, Guest},
+    live,
+    machine_file::{MachineFile, Protection, ProtectionHost},
+    machine_host::{self, ROMULUS, Running},
+    process,
+};
+use anyhow::{Context as _, Result, bail, ensure};
+use images::Step;
+use lab::{Host, Lab, Network};
+use std::{
+    fs,
+    path::Path,
+    time::{Duration, Instant, SystemTime},
+};
+
+/// Memory of a host of a pair in MiB: the guest, the replica's buffer beside it, and the files.
+pub(crate) const HOST_MIB: u32 = 3072;
+/// Where a host's secret is.
+const IDENTITY: &str = "/etc/romulus/identity";
+/// The port of the link between the hosts.
+const PORT: u16 = 7401;
+/// How long the machine may take to be protected: an emulated host copies and encodes some tens of MiB a second.
+const PROTECTED_WITHIN: Duration = Duration::from_mins(5);
+/// How long a takeover may take before it counts as none. How long it really takes is measured elsewhere.
+const TAKEOVER_WITHIN: Duration = Duration::from_mins(1);
+/// From one look at a host to the next.
+const LOOK: Duration = Duration::from_millis(250);
+
+/// Two hosts, the machine's file, and the arbiter.
+pub(crate) struct Pair<'lab> {
+    /// The arbiter; `None` while there is none.
+    pub(crate) arbiter: Arbiter,
+    /// The machine's file, the same on both hosts.
+    pub(crate) file: MachineFile,
+    sides: [Side<'lab>; 2],
+}
+
+/// One host of the pair.
+pub(crate) struct Side<'lab> {
+    host: &'lab Host,
+    assets: &'lab Assets,
+    guest: &'lab Guest,
+    /// What a real host would have on its disk, and a lab host has in its memory.
+    durable: Durable,
+    running: Option<Running<'lab>>,
+}
+
+/// What survives a loss of power.
+#[derive(Default)]
+struct Durable {
+    identity: Vec<u8>,
+    sidecar: Option<Vec<u8>>,
+}
+
+/// A host that lost its power.
+pub(crate) struct Cut {
+    /// Which.
+    pub(crate) side: usize,
+    /// Just before.
+    pub(crate) at: SystemTime,
+}
+
+impl<'lab> Pair<'lab> {
+    /// Makes identities, the arbiter, the machine's record, and puts all files into the lab's first two hosts. `adapt`
+    /// may change the machine's file. Nothing runs yet but the arbiter.
+    ///
+    /// # Errors
+    /// A host can't be reached, or `romulus` refuses.
+    pub(crate) fn new(
+        lab: &'lab Lab,
+        assets: &'lab Assets,
+        guest: &'lab Guest,
+        adapt: impl FnOnce(&mut MachineFile),
+    ) -> Result<Self> {
+        let mut identities = Vec::new();
+        let mut folder = String::new();
+        for number in 1..=2 {
+            let host = lab.host(number);
+            machine_host::place_romulus(host, assets)?;
+            folder = machine_host::place_guest(host, guest)?;
+            let output = host.run(&[ROMULUS, "pair", "--json"])?;
+            ensure!(
+                output.status.success(),
+                "`romulus pair` on {} ended with {}: {}",
+                host.name(),
+                output.status,
+                String::from_utf8_lossy(&output.stderr).trim()
+            );
+            identities.push(arbiter::identity(&output.stdout)?);
+        }
+        let arbiter = Arbiter::start(&assets.romulus, lab.address(), &identities)?;
+        let mut file = MachineFile::new("registrar", guest, &folder, 0);
+        file.uuid = Some(uuid()?);
+        file.protection = Some(Protection {
+            arbiter: arbiter.address,
+            arbiter_identity: arbiter.identity.clone(),
+            t_b: None,
+            hosts: [1, 2].map(|number: usize| {
+                let host = lab.host(number);
+                ProtectionHost {
+                    name: host.name().to_owned(),
+                    identity: identities[number - 1].clone(),
+                    replication: (host.address(Network::Replication), PORT).into(),
+                    control: (host.address(Network::Control), PORT).into(),
+                }
+            }),
+        });
+        adapt(&mut file);
+        let sides = [1, 2].map(|number| Side {
+            host: lab.host(number),
+            assets,
+            guest,
+            durable: Durable::default(),
+            running: None,
+        });
+        let mut pair = Self {
+            arbiter,
+            file,
+            sides,
+        };
+        for side in &mut pair.sides {
+            side.durable.identity = side.pull(IDENTITY)?;
+        }
+        pair.create()?;
+        Ok(pair)
+    }
+
+    /// Makes the machine's record.
+    fn create(&mut self) -> Result<()> {
+        let first = &self.sides[0];
+        machine_host::write_machine_file(first.host, &self.file)?;
+        let output = first.host.run(&[ROMULUS, "create", &self.file.path()])?;
+        if !output.status.success() {
+            self.arbiter.still_runs()?;
+            bail!(
+                "`romulus create` ended with {}: {}",
+                output.status,
+                String::from_utf8_lossy(&output.stderr).trim()
+            );
+        }
+        Ok(())
+    }
+
+    /// A pair that runs and is protected.
+    ///
+    /// # Errors
+    /// Those of [`Self::new`], and it is not protected in time.
+    pub(crate) fn protected(
+        lab: &'lab Lab,
+        assets: &'lab Assets,
+        guest: &'lab Guest,
+        adapt: impl FnOnce(&mut MachineFile),
+    ) -> Result<Self> {
+        let mut pair = Self::new(lab, assets, guest, adapt)?;
+        pair.run(0)?;
+        pair.run(1)?;
+        pair.wait_protected(None)?;
+        Ok(pair)
+    }
+
+    /// Starts `romulus run` on one host, with the pair's file.
+    ///
+    /// # Errors
+    /// The host can't be reached. Whether it plays its part shows later.
+    pub(crate) fn run(&mut self, side: usize) -> Result<()> {
+        let file = self.file.clone();
+        self.run_with(side, file)
+    }
+
+    /// Starts `romulus run` on one host with a file of its own.
+    ///
+    /// # Errors
+    /// As [`Self::run`].
+    pub(crate) fn run_with(&mut self, side: usize, file: MachineFile) -> Result<()> {
+        let side = &mut self.sides[side];
+        // The old process first: the new one must not find its lock.
+        side.running = None;
+        side.running = Some(Running::start(side.host, file)?);
+        Ok(())
+    }
+
+    /// A host.
+    pub(crate) fn host(&self, side: usize) -> &'lab Host {
+        self.sides[side].host
+    }
+
+    /// The `romulus run` of a host.
+    ///
+    /// # Errors
+    /// None was started there.
+    pub(crate) fn running(&self, side: usize) -> Result<&Running<'lab>> {
+        self.sides[side].running.as_ref().with_context(|| {
+            format!(
+                "romulus was not started on {}",
+                self.sides[side].host.name()
+            )
+        })
+    }
+
+    /// What a host's process says of the machine; `None` while it does not answer.
+    ///
+    /// # Errors
+    /// The process has ended, or what it says is not understood.
+    pub(crate) fn status(&self, side: usize) -> Result<Option<Status>> {
+        let running = self.running(side)?;
+        running.still_runs()?;
+        let output = self.sides[side]
+            .host
+            .run(&[ROMULUS, "status", &self.file.name, "--json"])?;
+        if !output.status.success() {
+            return Ok(None);
+        }
+        serde_json::from_slice(&output.stdout)
+            .map(Some)
+            .with_context(|| {
+                format!(
+                    "`romulus status --json` printed {}",
+                    String::from_utf8_lossy(&output.stdout)
+                )
+            })
+    }
+
+    /// How long each phase of an epoch takes on a host.
+    ///
+    /// # Errors
+    /// It does not say.
+    pub(crate) fn timing(&self, side: usize) -> Result<Vec<Phase>> {
+        let text = self.sides[side].host.sh(&format!(
+            "{ROMULUS} status {} --timing --json",
+            self.file.name
+        ))?;
+        serde_json::from_str(&text)
+            .with_context(|| format!("`romulus status --timing --json` printed {text}"))
+    }
+
+    /// The host that runs the machine, of those that have power; `None` if none does at the moment.
+    ///
+    /// # Errors
+    /// A process has ended; or both say that they run it.
+    pub(crate) fn runner(&self) -> Result<Option<usize>> {
+        let mut runners = Vec::new();
+        for side in 0..2 {
+            if self.is_up(side)
+                && let Some(status) = self.status(side)?
+                && status.runs()
+            {
+                runners.push(side);
+            }
+        }
+        ensure!(
+            runners.len() < 2,
+            "both hosts say that they run the machine"
+        );
+        Ok(runners.first().copied())
+    }
+
+    /// Whether a host has power and romulus was started there.
+    pub(crate) fn is_up(&self, side: usize) -> bool {
+        self.sides[side].host.is_on() && self.sides[side].running.is_some()
+    }
+
+    /// Waits until the machine is protected, and tells meanwhile how far it is. Gives the host that runs it.
+    ///
+    /// # Errors
+    /// It is not in time, or a process ended.
+    pub(crate) fn wait_protected(&mut self, step: Option<&Step>) -> Result<usize> {
+        let mut last = String::from("nobody runs it");
+        let mut told = Instant::now();
+        let seen = process::poll(PROTECTED_WITHIN, LOOK, || {
+            self.arbiter.still_runs()?;
+            for side in 0..2 {
+                if !self.is_up(side) {
+                    continue;
+                }
+                let Some(status) = self.status(side)? else {
+                    continue;
+                };
+                if status.is_protected_here() {
+                    return Ok(Some(side));
+                }
+                if let Some(cover) = status.cover().filter(|_| status.runs()) {
+                    last = match cover.copied {
+                        Some(copied) => {
+                            format!("{} of {} pages copied", copied.done, copied.all)
+                        }
+                        None => "it runs, and no copy has begun".to_owned(),
+                    };
+                    if let Some(step) = step
+                        && told.elapsed() >= Duration::from_secs(1)
+                    {
+                        told = Instant::now();
+                        live::tell(step, &last);
+                    }
+                }
+            }
+            Ok(None)
+        })?;
+        let runner = seen.with_context(|| {
+            format!(
+                "the machine is not protected within {} s: {last}",
+                PROTECTED_WITHIN.as_secs()
+            )
+        })?;
+        for side in &mut self.sides {
+            if side.host.is_on() {
+                side.remember(&self.file.name)?;
+            }
+        }
+        Ok(runner)
+    }
+
+    /// Waits until the given host runs the machine.
+    ///
+    /// # Errors
+    /// It does not in time, or its process ended.
+    pub(crate) fn wait_runs(&self, side: usize) -> Result<Status> {
+        process::poll(TAKEOVER_WITHIN, LOOK, || {
+            Ok(self.status(side)?.filter(Status::runs))
+        })?
+        .with_context(|| {
+            format!(
+                "{} does not run the machine within {} s",
+                self.sides[side].host.name(),
+                TAKEOVER_WITHIN.as_secs()
+            )
+        })
+    }
+
+    /// Waits until what a host says of the machine is as wanted.
+    ///
+    /// # Errors
+    /// It is not within `limit`; `what` names it.
+    pub(crate) fn wait_status(
+        &self,
+        side: usize,
+        what: &str,
+        limit: Duration,
+        wanted: impl Fn(&Status) -> bool,
+    ) -> Result<Status> {
+        let mut last = None;
+        let seen = process::poll(limit, LOOK, || {
+            last = self.status(side)?;
+            Ok(last.clone().filter(|status| wanted(status)))
+        })?;
+        seen.with_context(|| {
+            format!(
+                "{}: not {what} within {} s; last seen {last:?}",
+                self.sides[side].host.name(),
+                limit.as_secs()
+            )
+        })
+    }
+
+    /// Cuts the power of a host.
+    ///
+    /// # Errors
+    /// It can't be cut.
+    pub(crate) fn cut_power(&mut self, side: usize) -> Result<Cut> {
+        let at = SystemTime::now();
+        self.sides[side].host.power_off()?;
+        self.sides[side].running = None;
+        Ok(Cut { side, at })
+    }
+
+    /// Gives a host its power back, and what it had on its disk, and runs the same command again.
+    ///
+    /// # Errors
+    /// It does not come up.
+    pub(crate) fn return_host(&mut self, side: usize) -> Result<()> {
+        self.sides[side].power_on(&self.file)?;
+        self.run(side)
+    }
+
+    /// By how many seconds a host's clock is ahead of ours: good to some milliseconds.
+    ///
+    /// # Errors
+    /// The host can't be reached.
+    pub(crate) fn clock_ahead(&self, side: usize) -> Result<f64> {
+        let mut best: Option<(f64, f64)> = None;
+        for _ in 0..5 {
+            let before = unix_seconds(SystemTime::now());
+            let text = self.sides[side].host.sh("echo $EPOCHREALTIME")?;
+            let after = unix_seconds(SystemTime::now());
+            let there: f64 = text
+                .trim()
+                .parse()
+                .with_context(|| format!("a host gives {text:?} for the time"))?;
+            let took = after - before;
+            if best.is_none_or(|(shortest, _)| took < shortest) {
+                best = Some((took, there - before.midpoint(after)));
+            }
+        }
+        Ok(best.map_or(0.0, |(_, ahead)| ahead))
+    }
+
+    /// The steps of the takeover by `side` after a cut.
+    ///
+    /// # Errors
+    /// Logs or clock of the host can't be read.
+    pub(crate) fn takeover(&self, side: usize, cut: &Cut) -> Result<Steps> {
+        let log = self.running(side)?.messages()?;
+        let ahead = self.clock_ahead(side)?;
+        Ok(Steps::read(
+            &log,
+            ahead,
+            &self.arbiter.messages()?,
+            unix_seconds(cut.at),
+        ))
+    }
+
+    /// Keeps what tells why a job failed.
+    ///
+    /// # Errors
+    /// The folder can't be written.
+    pub(crate) fn keep_logs(&self, folder: &Path) -> Result<()> {
+        fs::create_dir_all(folder).with_context(|| format!("making {}", folder.display()))?;
+        fs::write(folder.join("arbiter.log"), self.arbiter.messages()?)?;
+        for side in &self.sides {
+            if side.host.is_on() {
+                machine_host::keep_logs(side.host, folder)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Side<'_> {
+    /// Notes what a loss of power would leave.
+    fn remember(&mut self, name: &str) -> Result<()> {
+        let path = sidecar(name);
+        let there = self
+            .host
+            .sh(&format!("test -e {path} && echo there || true"))?;
+        self.durable.sidecar = match there.trim() {
+            "" => None,
+            _ => Some(self.pull(&path)?),
+        };
+        Ok(())
+    }
+
+    fn power_on(&self, file: &MachineFile) -> Result<()> {
+        self.host.power_on()?;
+        machine_host::place_romulus(self.host, self.assets)?;
+        machine_host::place_guest(self.host, self.guest)?;
+        let agent = self.host.agent();
+        agent.write(&self.durable.identity, 0o600, IDENTITY)?;
+        if let Some(content) = &self.durable.sidecar {
+            agent.write(content, 0o644, &sidecar(&file.name))?;
+        }
+        Ok(())
+    }
+
+    fn pull(&self, path: &str) -> Result<Vec<u8>> {
+        let local = tempfile::NamedTempFile::new()?;
+        self.host.pull(path, local.path())?;
+        Ok(fs::read(local.path())?)
+    }
+}
+
+/// Where a host keeps what it must not forget about a machine.
+fn sidecar(name: &str) -> String {
+    format!("/var/lib/romulus/{name}/sidecar")
+}
+
+/// A fresh one for each pair.
+fn uuid() -> Result<String> {
+    let text = fs::read_to_string("/proc/sys/kernel/random/uuid").context("making a uuid")?;
+    Ok(text.trim().to_owned())
+}

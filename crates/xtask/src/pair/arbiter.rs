@@ -1,0 +1,130 @@
+//! The third party of a pair: `romulus arbiter` beside the hosts, where no host's fate touches it.
+
+use crate::process;
+use anyhow::{Context as _, Result, ensure};
+use serde::Deserialize;
+use std::{
+    fs::{self, File},
+    net::{Ipv4Addr, SocketAddr},
+    path::Path,
+    process::{Child, Command, Stdio},
+    time::Duration,
+};
+use tempfile::TempDir;
+
+/// The port that the documents use.
+const PORT: u16 = 7400;
+/// How long a command of an arbiter may take.
+const LIMIT: Duration = Duration::from_secs(30);
+
+/// An arbiter that runs on this computer, inside the lab's namespaces. Dropping it ends it.
+pub(crate) struct Arbiter {
+    child: Child,
+    folder: TempDir,
+    /// Where it answers.
+    pub(crate) address: SocketAddr,
+    /// Its public identity.
+    pub(crate) identity: String,
+}
+
+impl Arbiter {
+    /// Starts an arbiter at `address`, with an empty store, that answers these identities only.
+    ///
+    /// # Errors
+    /// It can't be started.
+    pub(crate) fn start(romulus: &Path, address: Ipv4Addr, allowed: &[String]) -> Result<Self> {
+        let folder = tempfile::Builder::new()
+            .prefix("romulus-arbiter-")
+            .tempdir()?;
+        let path = |name: &str| folder.path().join(name);
+        let mut pair = Command::new(romulus);
+        pair.args(["pair", "--json", "--identity"])
+            .arg(path("identity"));
+        let output = process::output_within(&mut pair, LIMIT)?;
+        ensure!(
+            output.status.success(),
+            "`romulus pair` for the arbiter ended with {}: {}",
+            output.status,
+            String::from_utf8_lossy(&output.stderr).trim()
+        );
+        let identity = identity(&output.stdout)?;
+        fs::write(path("allowed"), allowed.join("\n") + "\n")?;
+        let address = SocketAddr::from((address, PORT));
+        let log = File::create(path("log"))?;
+        let child = Command::new(romulus)
+            .args(["arbiter", "--listen", &address.to_string()])
+            .arg("--store")
+            .arg(path("store"))
+            .arg("--identity")
+            .arg(path("identity"))
+            .arg("--allow")
+            .arg(path("allowed"))
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .spawn()
+            .context("starting the arbiter")?;
+        Ok(Self {
+            child,
+            folder,
+            address,
+            identity,
+        })
+    }
+
+    /// What it has said so far.
+    ///
+    /// # Errors
+    /// Its log can't be read.
+    pub(crate) fn messages(&self) -> Result<String> {
+        fs::read_to_string(self.folder.path().join("log")).context("reading the arbiter's log")
+    }
+
+    /// Checks that it has not ended.
+    ///
+    /// # Errors
+    /// It has, with what it said.
+    pub(crate) fn still_runs(&mut self) -> Result<()> {
+        if let Some(status) = self.child.try_wait()? {
+            anyhow::bail!(
+                "the arbiter ended with {status}: {}",
+                self.messages()?.trim()
+            );
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Arbiter {
+    fn drop(&mut self) {
+        process::kill(&mut self.child);
+    }
+}
+
+/// The identity in what `romulus pair --json` prints.
+pub(super) fn identity(json: &[u8]) -> Result<String> {
+    #[derive(Deserialize)]
+    struct Paired {
+        identity: String,
+    }
+    let paired: Paired = serde_json::from_slice(json).with_context(|| {
+        format!(
+            "`romulus pair --json` printed {}",
+            String::from_utf8_lossy(json).trim()
+        )
+    })?;
+    Ok(paired.identity)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::identity;
+
+    #[test]
+    fn the_identity_is_found_among_other_keys() {
+        let json = br#"{"identity": "romulus-1:abc", "file": "/f", "new": true}"#;
+        assert_eq!(identity(json).unwrap(), "romulus-1:abc");
+        let error = identity(b"nothing").unwrap_err().to_string();
+        assert!(error.contains("nothing"), "{error}");
+    }
+}

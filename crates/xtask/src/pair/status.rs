@@ -1,0 +1,142 @@
+//! What `romulus status` and `romulus status --timing` say, as far as jobs look at it.
+
+use serde::Deserialize;
+use std::time::Duration;
+
+/// One process's word about its machine.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+pub(crate) struct Status {
+    /// `running`, `standby` and so on.
+    pub(crate) state: String,
+    /// The process's number.
+    pub(crate) pid: i32,
+    /// How often the guest was started anew in this process.
+    pub(crate) restarts: u32,
+    /// How it is protected.
+    pub(crate) protection: Option<Cover>,
+}
+
+/// The part about protection.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+pub(crate) struct Cover {
+    /// `waiting`, `backup`, `frozen`, `primary` or `ended`.
+    pub(crate) role: String,
+    /// The loss of the host that runs the machine is covered now.
+    pub(crate) protected: bool,
+    /// The term of what runs or is held here.
+    pub(crate) term: Option<u64>,
+    /// The running epoch of a primary, the newest received one of a backup.
+    pub(crate) epoch: u64,
+    /// `T_b` as it is now, in microseconds.
+    pub(crate) t_b_us: u64,
+    /// How far a full copy is.
+    pub(crate) copied: Option<Copied>,
+    /// Mean of the pages that an epoch dirtied.
+    pub(crate) dirty_pages_mean: u64,
+}
+
+/// How far a full copy is, in pages.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+pub(crate) struct Copied {
+    /// Copied.
+    pub(crate) done: u64,
+    /// All.
+    pub(crate) all: u64,
+}
+
+/// One phase of an epoch.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+pub(crate) struct Phase {
+    /// Its name.
+    pub(crate) phase: String,
+    /// How often it was measured.
+    pub(crate) count: u64,
+    p50_ns: u64,
+    p99_ns: u64,
+}
+
+impl Status {
+    /// Whether the machine runs in this process.
+    pub(crate) fn runs(&self) -> bool {
+        self.state == "running" && self.cover().is_none_or(|cover| cover.role == "primary")
+    }
+
+    /// The part about protection, if there is one.
+    pub(crate) fn cover(&self) -> Option<&Cover> {
+        self.protection.as_ref()
+    }
+
+    /// Whether the machine runs here and is protected.
+    pub(crate) fn is_protected_here(&self) -> bool {
+        self.runs() && self.cover().is_some_and(|cover| cover.protected)
+    }
+
+    /// Whether this process is the backup of a protected machine.
+    pub(crate) fn is_backup(&self) -> bool {
+        self.cover().is_some_and(|cover| cover.role == "backup")
+    }
+}
+
+impl Cover {
+    /// `T_b` as it is now.
+    pub(crate) fn t_b(&self) -> Duration {
+        Duration::from_micros(self.t_b_us)
+    }
+}
+
+impl Phase {
+    /// The median in milliseconds, if it was measured at all.
+    pub(crate) fn p50_ms(&self) -> Option<f64> {
+        self.measured(self.p50_ns)
+    }
+
+    /// 99 of 100 took at most this many milliseconds.
+    pub(crate) fn p99_ms(&self) -> Option<f64> {
+        self.measured(self.p99_ns)
+    }
+
+    fn measured(&self, nanoseconds: u64) -> Option<f64> {
+        (self.count > 0).then(|| Duration::from_nanos(nanoseconds).as_secs_f64() * 1e3)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Phase, Status};
+    use serde_json::json;
+
+    fn status(state: &str, role: &str, protected: bool) -> Status {
+        serde_json::from_value(json!({
+            "state": state, "pid": 7, "restarts": 0, "more": [],
+            "protection": {
+                "role": role, "protected": protected, "term": 3, "epoch": 12, "t_b_us": 100_000,
+                "copied": {"done": 1, "all": 2}, "dirty_pages_mean": 60,
+            },
+        }))
+        .unwrap()
+    }
+
+    #[test]
+    fn only_a_running_primary_is_protected_here() {
+        assert!(status("running", "primary", true).is_protected_here());
+        assert!(!status("running", "primary", false).is_protected_here());
+        let backup = status("standby", "backup", true);
+        assert!(!backup.is_protected_here() && !backup.runs() && backup.is_backup());
+        assert!(
+            !status("running", "frozen", false).runs(),
+            "a frozen machine stands still"
+        );
+    }
+
+    #[test]
+    fn a_phase_that_was_never_measured_has_no_median() {
+        let phase = |count: u64| -> Phase {
+            serde_json::from_value(
+                json!({"phase": "pause", "count": count, "p50_ns": 1_500_000, "p99_ns": 2_000_000}),
+            )
+            .unwrap()
+        };
+        assert_eq!(phase(3).p50_ms(), Some(1.5));
+        assert_eq!(phase(0).p99_ms(), None);
+    }
+}
