@@ -44,6 +44,9 @@ pub(crate) struct Protection {
     pub(crate) arbiter: SocketAddr,
     /// Its public identity.
     pub(crate) arbiter_identity: String,
+    /// The file of this host's secret.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) identity: Option<String>,
     /// The one time-out from which the others follow.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) t_b: Option<String>,

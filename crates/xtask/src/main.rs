@@ -2,6 +2,7 @@
 
 mod assets;
 mod bench;
+mod capture;
 mod compile;
 mod contacts;
 mod counter;

@@ -105,6 +105,7 @@ impl<'lab> Pair<'lab> {
         file.protection = Some(Protection {
             arbiter: arbiter.address,
             arbiter_identity: arbiter.identity.clone(),
+            identity: None,
             t_b: None,
             hosts: [1, 2].map(|number: usize| {
                 let host = lab.host(number);

@@ -8,9 +8,14 @@ mod disk;
 mod faults;
 mod lifecycle;
 mod net;
+mod protect;
+mod protect_refused;
 mod sizes;
 
-use crate::assets::{Assets, Image};
+use crate::{
+    assets::{Assets, Image},
+    pair,
+};
 use anyhow::{Context as _, Result, bail};
 use case::Case;
 use std::{
@@ -32,7 +37,9 @@ pub(crate) struct Scenario {
     pub(crate) what: &'static str,
     /// How long it may take, without the lab's own start.
     pub(crate) limit: Duration,
-    /// Memory of the lab host in MiB.
+    /// How many lab hosts it needs. Those that need more than one run one at a time: a pair watches the time.
+    pub(crate) hosts: usize,
+    /// Memory of a lab host in MiB.
     host_mib: u32,
     /// The guests that it boots.
     images: &'static [Image],
@@ -65,10 +72,26 @@ impl Scenario {
             name,
             what,
             limit: Duration::from_mins(8),
+            hosts: 1,
             host_mib: 2048,
             images,
             audit: false,
             run: Run::Inside(run),
+        }
+    }
+
+    /// A scenario with two hosts that protect a machine, done within ten minutes.
+    const fn pair(
+        name: &'static str,
+        what: &'static str,
+        images: &'static [Image],
+        run: fn(&Case) -> Result<()>,
+    ) -> Self {
+        Self {
+            hosts: 2,
+            host_mib: pair::HOST_MIB,
+            limit: Duration::from_mins(10),
+            ..Self::new(name, what, images, run)
         }
     }
 
@@ -82,6 +105,7 @@ impl Scenario {
             name,
             what,
             limit: Duration::from_mins(5),
+            hosts: 1,
             host_mib: 2048,
             images: &[],
             audit: false,
@@ -116,6 +140,8 @@ pub(crate) fn all() -> Vec<&'static Scenario> {
         bad_input::ALL,
         audit::ALL,
         faults::ALL,
+        protect::ALL,
+        protect_refused::ALL,
     ]
     .into_iter()
     .flatten()
@@ -172,7 +198,12 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         Run::Outside(run) => run(&args.assets, &args.logs)?,
         Run::Inside(run) => {
             let assets = lab::inside(|| Assets::read(&args.assets))?;
-            let case = Arc::new(Case::start(assets, scenario.host_mib, args.logs.clone())?);
+            let case = Arc::new(Case::start(
+                assets,
+                scenario.hosts,
+                scenario.host_mib,
+                args.logs.clone(),
+            )?);
             if args.hold {
                 println!("{HOLDING}");
                 loop {

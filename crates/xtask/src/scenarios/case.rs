@@ -4,7 +4,9 @@ use crate::{
     assets::{Assets, Image},
     machine_file::{MachineFile, address},
     machine_host::{self, Running},
-    options, process,
+    options,
+    pair::Pair,
+    process,
     sipp::{self, Load, Outcome, Transport},
 };
 use anyhow::{Context as _, Result, ensure};
@@ -19,13 +21,13 @@ use std::{
 };
 
 /// How long a guest may take to answer SIP: two hosts share this computer, and tests run beside others.
-const BOOT_LIMIT: Duration = Duration::from_mins(4);
+pub(super) const BOOT_LIMIT: Duration = Duration::from_mins(4);
 /// How long a command in a guest may take, if nothing else is said.
 pub(super) const COMMAND_LIMIT: Duration = Duration::from_mins(3);
 /// How long a guest may take to shut down.
 pub(super) const STOP_LIMIT: Duration = Duration::from_mins(3);
 
-/// A lab with one host that has `romulus` in it.
+/// A lab whose first host has `romulus` in it.
 pub(super) struct Case {
     /// The lab.
     pub(super) lab: Lab,
@@ -36,18 +38,27 @@ pub(super) struct Case {
 
 impl Case {
     /// Starts the lab.
-    pub(super) fn start(assets: Assets, host_mib: u32, logs: PathBuf) -> Result<Self> {
-        let lab = Lab::start(&assets.lab_config(1, host_mib, &logs), &Progress::new())?;
+    pub(super) fn start(
+        assets: Assets,
+        hosts: usize,
+        host_mib: u32,
+        logs: PathBuf,
+    ) -> Result<Self> {
+        let config = assets.lab_config(hosts, host_mib, &logs);
+        let lab = Lab::start(&config, &Progress::new())?;
         machine_host::place_romulus(lab.host(1), &assets)?;
         Ok(Self { lab, assets, logs })
     }
 
-    /// Keeps the consoles and messages of the host's machines.
+    /// Keeps the consoles and messages of the hosts' machines.
     pub(super) fn keep_logs(&self) -> Result<()> {
-        machine_host::keep_logs(self.host(), &self.logs)
+        for host in self.lab.hosts().iter().filter(|host| host.is_on()) {
+            machine_host::keep_logs(host, &self.logs)?;
+        }
+        Ok(())
     }
 
-    /// The host.
+    /// The first host.
     pub(super) fn host(&self) -> &Host {
         self.lab.host(1)
     }
@@ -84,6 +95,14 @@ impl Case {
         initrd.extend(fs::read(segment.path())?);
         file.boot.initrd.push_str(".extra");
         self.host().agent().write(&initrd, 0o644, &file.boot.initrd)
+    }
+
+    /// A pair on the lab's first two hosts whose machine runs on the first and is protected. Its guest has a shell.
+    pub(super) fn protected(&self, image: Image) -> Result<Pair<'_>> {
+        let guest = self.assets.guest(image)?;
+        let pair = Pair::protected(&self.lab, &self.assets, guest, with_shell)?;
+        pair.running(0)?.wait_console("GUEST UP", BOOT_LIMIT)?;
+        Ok(pair)
     }
 
     /// Starts a machine and waits until its guest says that all its services are up.
@@ -202,6 +221,11 @@ impl Case {
             .context("the guest's shell gave no status")?;
         Ok((printed.trim_end().to_owned(), status))
     }
+}
+
+/// Gives a machine's guest a shell on the network.
+pub(super) fn with_shell(file: &mut MachineFile) {
+    file.boot.command_line.push_str(" service.shell");
 }
 
 /// A file called `name` somewhere below `folder`.

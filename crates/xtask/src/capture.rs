@@ -1,0 +1,86 @@
+//! What a host sends on a network, seen from outside of it: the wire is the witness, not the host.
+
+use crate::process;
+use anyhow::{Context as _, Result, bail, ensure};
+use lab::{Host, Network};
+use std::{
+    fs::{self, File},
+    process::{Child, Command, Stdio},
+    time::Duration,
+};
+use tempfile::TempDir;
+
+/// How long tcpdump may take to begin or end.
+const LIMIT: Duration = Duration::from_secs(20);
+
+/// tcpdump at the lab's end of a host's line, for frames that the host sends from one address. Dropping it ends it.
+pub(crate) struct Capture {
+    child: Child,
+    folder: TempDir,
+}
+
+impl Capture {
+    /// Begins to watch for frames that `host` sends on `network` with the source address `mac`.
+    ///
+    /// # Errors
+    /// tcpdump can't be run.
+    pub(crate) fn start(host: &Host, network: Network, mac: &str) -> Result<Self> {
+        let folder = tempfile::Builder::new()
+            .prefix("romulus-capture-")
+            .tempdir()?;
+        let errors = folder.path().join("errors");
+        let child = Command::new("tcpdump")
+            .args([
+                "-l",
+                "-n",
+                "-e",
+                "-tt",
+                "-Q",
+                "in",
+                "-i",
+                &host.port(network),
+            ])
+            .args(["ether", "src", mac])
+            .stdin(Stdio::null())
+            .stdout(File::create(folder.path().join("frames"))?)
+            .stderr(File::create(&errors)?)
+            .spawn()
+            .context("running tcpdump (Debian package tcpdump)")?;
+        let mut capture = Self { child, folder };
+        let listening = process::poll(LIMIT, Duration::from_millis(10), || {
+            let said = fs::read_to_string(&errors)?;
+            if let Some(status) = capture.child.try_wait()? {
+                bail!("tcpdump ended with {status}: {}", said.trim());
+            }
+            Ok(said.contains("listening on").then_some(()))
+        })?;
+        listening.context("tcpdump does not begin to listen")?;
+        Ok(capture)
+    }
+
+    /// Ends it and gives a line for each frame that it saw.
+    ///
+    /// # Errors
+    /// tcpdump does not end, or lost frames.
+    pub(crate) fn finish(mut self) -> Result<Vec<String>> {
+        let pid = self.child.id().to_string();
+        // Asked to end, it writes what it still holds and says what it lost.
+        let asked = Command::new("kill").args(["-INT", &pid]).status()?;
+        ensure!(asked.success(), "tcpdump can't be told to end");
+        process::wait_within(&mut self.child, LIMIT)?.context("tcpdump does not end")?;
+        let said = fs::read_to_string(self.folder.path().join("errors"))?;
+        let lost = said
+            .lines()
+            .find(|line| line.contains("dropped by kernel"))
+            .context("tcpdump does not say what it lost")?;
+        ensure!(lost.trim().starts_with("0 "), "tcpdump: {lost}");
+        let frames = fs::read_to_string(self.folder.path().join("frames"))?;
+        Ok(frames.lines().map(str::to_owned).collect())
+    }
+}
+
+impl Drop for Capture {
+    fn drop(&mut self) {
+        process::kill(&mut self.child);
+    }
+}
