@@ -9,7 +9,13 @@ use romulus_protocol::{
     message::{Checkpoint, Message},
     time::Time,
 };
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::{
+    sync::{Condvar, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+/// How often whoever waits looks whether the process ends.
+const LOOK: Duration = Duration::from_millis(50);
 
 /// Why the stream that fills the replica cannot go on. What was committed stays.
 #[derive(Debug, thiserror::Error)]
@@ -17,8 +23,8 @@ pub(crate) enum StreamError {
     /// What arrived is not a checkpoint.
     #[error("the checkpoint cannot be used: {0}")]
     Replica(#[from] ReplicaError),
-    /// The session ended while the reader waited for the machine.
-    #[error("the machine that is to take the replica cannot be had")]
+    /// There is no machine to apply it to.
+    #[error("there is no machine here that could take the replica")]
     NoMachine,
 }
 
@@ -78,33 +84,58 @@ impl Backup {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A session begins: whatever was here is dropped.
+    /// A session begins: the replica that was here is dropped.
     pub(crate) fn prepare(&self, session: SessionId, replica: Replica) {
         let mut inner = self.lock();
-        *inner = Inner {
-            session: Some(session),
-            replica: Some(replica),
-            ..Inner::default()
-        };
+        inner.session = Some(session);
+        inner.replica = Some(replica);
         drop(inner);
         self.changed.notify_all();
     }
 
     /// The machine that takes the pages is there, or cannot be had.
-    pub(crate) fn machine(&self, session: SessionId, memory: Option<Memory>) {
+    pub(crate) fn machine(&self, memory: Option<Memory>) {
         let mut inner = self.lock();
-        if inner.session == Some(session) {
-            inner.failed = memory.is_none();
-            inner.memory = memory;
-        }
+        inner.failed = memory.is_none();
+        inner.memory = memory;
         drop(inner);
         self.changed.notify_all();
     }
 
-    /// Drops everything.
-    pub(crate) fn discard(&self) {
+    /// There is no machine that takes pages any more, and so no replica.
+    pub(crate) fn no_machine(&self) {
         *self.lock() = Inner::default();
         self.changed.notify_all();
+    }
+
+    /// Drops the replica. The machine stays ready for the next.
+    pub(crate) fn discard(&self) {
+        let mut inner = self.lock();
+        inner.session = None;
+        inner.replica = None;
+        drop(inner);
+        self.changed.notify_all();
+    }
+
+    /// Waits until there is a machine that can take a replica; false if it cannot be had, or the
+    /// process ends. `order` asks for it, outside of the lock.
+    pub(crate) fn await_machine(&self, node: &Node, order: impl FnOnce()) -> bool {
+        let mut inner = self.lock();
+        if inner.memory.is_some() {
+            return true;
+        }
+        inner.failed = false;
+        drop(inner);
+        order();
+        let mut inner = self.lock();
+        while inner.memory.is_none() && !inner.failed && !node.is_ending() {
+            inner = self
+                .changed
+                .wait_timeout(inner, LOOK)
+                .unwrap_or_else(PoisonError::into_inner)
+                .0;
+        }
+        inner.memory.is_some()
     }
 
     /// Holds the newest committed state still. A checkpoint that was accepted is applied first.
@@ -130,7 +161,7 @@ impl Backup {
             // The time-out is for an end that notifies nobody: it is looked at again.
             inner = self
                 .changed
-                .wait_timeout(inner, std::time::Duration::from_millis(50))
+                .wait_timeout(inner, LOOK)
                 .unwrap_or_else(PoisonError::into_inner)
                 .0;
         }

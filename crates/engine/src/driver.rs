@@ -64,6 +64,8 @@ pub(crate) struct Driver {
     life: u64,
     /// What a machine that is being made is for.
     building: Option<guest::Purpose>,
+    /// The replica that is being loaded on trial; the machine is with that thread.
+    trying: Option<SessionId>,
     /// The guest was reset and waits until everything may leave.
     reset: bool,
     /// The guest ended for good: why.
@@ -102,6 +104,7 @@ impl Driver {
             announcing: Schedule::new(),
             life: 0,
             building: None,
+            trying: None,
             reset: false,
             over: None,
             turned: Time(0),
@@ -181,7 +184,8 @@ impl Driver {
             Order::Prepare(session) => self.prepare(session),
             Order::Try(session) => self.try_replica(session),
             Order::Built(life, built) => return self.built(life, *built),
-            Order::Tried(session, life, outcome) => self.tried(session, life, *outcome),
+            Order::Ready => self.be_ready(),
+            Order::Tried(session, outcome) => self.tried(session, *outcome),
             Order::Acknowledged => self.acknowledged(),
             Order::Exited(life, exit) => return self.exited(life, exit),
             Order::Stop => self.node.handle(Event::Stop),
@@ -338,15 +342,21 @@ impl Driver {
         self.session = None;
         self.wanted = None;
         self.reset = false;
-        self.building = None;
-        self.life += 1;
-        let ran = matches!(self.held, Held::Running(_) | Held::Paused(_));
-        self.held = Held::Nothing;
         self.announcing.stop();
         self.node.output.clear();
         self.backup.discard();
-        if ran {
+        // A machine that has never run stays ready for the next replica.
+        if matches!(self.held, Held::Running(_) | Held::Paused(_)) {
+            self.held = Held::Nothing;
+            self.life += 1;
             self.node.report(Report::Idle);
+        }
+        if self
+            .building
+            .is_some_and(|purpose| purpose != guest::Purpose::Replica)
+        {
+            self.building = None;
+            self.life += 1;
         }
     }
 }

@@ -33,6 +33,8 @@ pub(crate) enum Order {
     },
     /// Drop the machine and the replica.
     Discard,
+    /// Have a machine ready that can take a replica.
+    Ready,
     /// Make ready to be filled.
     Prepare(SessionId),
     /// Load the replica on trial.
@@ -40,7 +42,7 @@ pub(crate) enum Order {
     /// A machine that was being made is there, or cannot be had. The number says which attempt.
     Built(u64, Box<Result<Paused, Error>>),
     /// The trial load is over: the machine, and how it went.
-    Tried(SessionId, u64, Box<(Paused, Result<(), Error>)>),
+    Tried(SessionId, Box<(Paused, Result<(), Error>)>),
     /// The backup has answered.
     Acknowledged,
     /// The guest ended by itself; the number says in which life.

@@ -183,6 +183,9 @@ impl Links {
                     self.backup.checkpoint(&self.node, peer, checkpoint)
                 }
                 message => {
+                    if matches!(message, Message::Begin { .. }) {
+                        self.be_ready();
+                    }
                     self.acknowledge(peer, message);
                     Ok(())
                 }
@@ -191,6 +194,15 @@ impl Links {
                 tracing::error!("{error}; the replica stays at its last commit");
                 return error.to_string();
             }
+        }
+    }
+
+    /// Whoever wants to fill this host waits until there is a machine to be filled: to make one
+    /// and to lock its memory may take longer than a link bears silence.
+    fn be_ready(&self) {
+        let order = || self.node.orders.push(Order::Ready);
+        if !self.backup.await_machine(&self.node, order) && !self.node.is_ending() {
+            thread::sleep(MISFIT);
         }
     }
 

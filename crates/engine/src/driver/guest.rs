@@ -5,7 +5,7 @@ use crate::{Ended, Report, clock, orders::Order};
 use romulus_machine::{Error, Exit, Machine, Paused};
 use romulus_protocol::{
     host::{Event, Source},
-    id::{SessionId, Term},
+    id::Term,
 };
 use std::{thread, time::Duration};
 
@@ -33,8 +33,8 @@ pub(super) enum Purpose {
     Cold,
     /// To go on after the guest asked for a reset.
     Again,
-    /// To take this session's replica.
-    Replica(SessionId),
+    /// To take a replica.
+    Replica,
 }
 
 impl Driver {
@@ -44,11 +44,12 @@ impl Driver {
         let life = self.life;
         self.building = Some(purpose);
         self.held = Held::Nothing;
+        self.backup.no_machine();
         let (builder, node, ports) = (self.builder.clone(), self.node.clone(), self.ports.clone());
         let work = move || {
             let built = match purpose {
                 Purpose::Cold | Purpose::Again => builder.boot(&ports),
-                Purpose::Replica(_) => builder.prepare(&ports),
+                Purpose::Replica => builder.prepare(&ports),
             };
             node.orders.push(Order::Built(life, Box::new(built)));
         };
@@ -92,7 +93,7 @@ impl Driver {
                     "the guest asked for a reset and cannot be started anew: {error}"
                 )));
             }
-            (Purpose::Replica(session), built) => self.built_replica(session, built),
+            (Purpose::Replica, built) => self.built_replica(built),
         }
         Flow::Go
     }
@@ -108,7 +109,7 @@ impl Driver {
                 ));
             }
         };
-        self.backup.discard();
+        self.backup.no_machine();
         self.node.output.begin(source == Source::Paused);
         self.held = Held::Paused(paused);
         self.go_on()?;

@@ -4,38 +4,51 @@ use super::{
     Driver,
     guest::{Held, Purpose},
 };
-use crate::{clock, orders::Order};
+use crate::{Report, clock, orders::Order};
 use romulus_checkpoint::Replica;
 use romulus_machine::{Error, Paused};
 use romulus_protocol::{host::Event, id::SessionId};
 use std::thread;
 
-/// The replica's buffer may hold this many times the guest's memory: a full copy and what changed
-/// meanwhile.
-const BUFFER: usize = 2;
+/// Room in the replica's buffer beside all of memory: for the machine's state and disk writes.
+const SLACK: usize = 128 << 20;
 
 impl Driver {
-    /// A session begins to fill this host.
+    /// Makes a machine that can take a replica, if there is none and nothing else is made.
+    pub(super) fn be_ready(&mut self) {
+        let idle = matches!(self.held, Held::Nothing) && self.building.is_none();
+        if idle && self.trying.is_none() {
+            self.boot(Purpose::Replica);
+        }
+    }
+
+    /// A session begins to fill this host. A machine that stands ready, or is being made ready,
+    /// takes it: it has never run, and a full copy writes every page.
     pub(super) fn prepare(&mut self, session: SessionId) {
-        self.held = Held::Nothing;
         self.node.output.clear();
         let memory = usize::try_from(self.shape.memory).unwrap_or(usize::MAX);
         let pages = memory / romulus_checkpoint::PAGE;
-        self.backup
-            .prepare(session, Replica::new(pages, memory.saturating_mul(BUFFER)));
-        self.boot(Purpose::Replica(session));
+        let limit = pages.saturating_mul(Replica::PAGE_COST) + SLACK;
+        self.backup.prepare(session, Replica::new(pages, limit));
+        match self.held {
+            Held::Running(_) | Held::Paused(_) => self.held = Held::Nothing,
+            Held::Nothing | Held::Ready(_) => {}
+        }
+        self.be_ready();
     }
 
     /// The machine that takes the replica is there, or cannot be had.
-    pub(super) fn built_replica(&mut self, session: SessionId, built: Result<Paused, Error>) {
+    pub(super) fn built_replica(&mut self, built: Result<Paused, Error>) {
         match built {
             Ok(paused) => {
-                self.backup.machine(session, Some(paused.memory().clone()));
+                self.backup.machine(Some(paused.memory().clone()));
                 self.held = Held::Ready(paused);
             }
             Err(error) => {
-                tracing::error!("cannot make a machine for the replica: {error}");
-                self.backup.machine(session, None);
+                let text = format!("cannot make a machine for the replica: {error}");
+                tracing::error!("{text}");
+                self.node.report(Report::Notice(text));
+                self.backup.machine(None);
                 self.node.handle(Event::ReplicaLost);
             }
         }
@@ -50,16 +63,20 @@ impl Driver {
             });
             return;
         };
-        let (life, node, backup) = (self.life, self.node.clone(), self.backup.clone());
+        let (node, backup) = (self.node.clone(), self.backup.clone());
         let work = move || {
             let result = load(&mut paused, &backup);
             let outcome = Box::new((paused, result));
-            node.orders.push(Order::Tried(session, life, outcome));
+            node.orders.push(Order::Tried(session, outcome));
         };
         let name = format!("{} trial", self.settings.name);
-        if let Err(error) = thread::Builder::new().name(name).spawn(work) {
-            tracing::error!(%error, "no thread to load the replica on trial");
-            self.node.handle(Event::ReplicaLost);
+        match thread::Builder::new().name(name).spawn(work) {
+            Ok(_) => self.trying = Some(session),
+            Err(error) => {
+                tracing::error!(%error, "no thread to load the replica on trial");
+                self.backup.no_machine();
+                self.node.handle(Event::ReplicaLost);
+            }
         }
     }
 
@@ -67,10 +84,11 @@ impl Driver {
     pub(super) fn tried(
         &mut self,
         session: SessionId,
-        life: u64,
         (paused, result): (Paused, Result<(), Error>),
     ) {
-        if life != self.life {
+        self.trying = None;
+        if !matches!(self.held, Held::Nothing) || self.building.is_some() {
+            // The machine is started from its disk meanwhile.
             return;
         }
         self.held = Held::Ready(paused);
