@@ -3,6 +3,7 @@
 mod contender;
 mod engine;
 pub(crate) mod machine;
+mod protection;
 
 use anyhow::Result;
 use std::process::ExitCode;
@@ -21,6 +22,8 @@ enum Bench {
     Machine(machine::Args),
     /// Epochs on this computer's own KVM: each phase of a checkpoint, and what it costs the guest
     Engine(engine::Args),
+    /// A protected machine: what protection costs, and power cuts under load
+    Protection(protection::Args),
 }
 
 /// Runs a measurement.
@@ -31,5 +34,6 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     match &args.bench {
         Bench::Machine(args) => machine::run(args),
         Bench::Engine(args) => engine::run(args),
+        Bench::Protection(args) => protection::run(args),
     }
 }

@@ -259,7 +259,7 @@ fn rates(
 }
 
 /// Whether the server kept up: no failure, and hardly a request sent twice.
-pub(super) fn sustained(outcome: &Outcome) -> bool {
+pub(crate) fn sustained(outcome: &Outcome) -> bool {
     outcome.all_ok() && outcome.retransmissions * RETRANSMISSIONS_ONE_IN <= outcome.wanted
 }
 

@@ -1,0 +1,289 @@
+//! `cargo xtask bench protection`: what protection costs, and what a power cut costs. Everything is measured in one run in
+//! one lab: first the machine alone, then the same machine as a pair, then the power of its host is cut again and again.
+
+mod cost;
+mod cuts;
+mod rates;
+
+use crate::{
+    assets::{Assets, Image, Wanted},
+    compile::target_folder,
+    demo::BEYOND_T_B_MS,
+    pair::{self, Pair},
+    report::{
+        Report, Row, Target,
+        plot::{Plot, Series},
+    },
+};
+use anyhow::{Context as _, Result};
+use cost::{Calm, Idle};
+use cuts::Cuts;
+use images::Progress;
+use lab::Lab;
+use rates::Rates;
+use std::{
+    path::Path,
+    process::ExitCode,
+    time::{Duration, SystemTime},
+};
+
+/// The share of the unprotected rate over UDP that is to be left.
+const RATE_SHARE: f64 = 0.7;
+/// What an idle guest may cost each host, in percent of a core, and the network between them, in Mbit/s.
+const IDLE_PERCENT: f64 = 3.0;
+const IDLE_MBITS: f64 = 1.0;
+
+/// Arguments.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Fewer and shorter trials and three cuts: shows that the measurement works, its figures are rough
+    #[arg(long)]
+    quick: bool,
+    /// How often the power is cut
+    #[arg(long, value_name = "N")]
+    cuts: Option<u32>,
+    /// Where the random moments of the cuts begin, to have the same ones again
+    #[arg(long)]
+    seed: Option<u64>,
+    /// `T_b` of the pair, such as "100ms"; the product's own default where it is left out
+    #[arg(long, value_name = "TIME")]
+    t_b: Option<String>,
+    /// The cuts' load in registrations a second over all transports, instead of half of what the machine alone bears;
+    /// nothing else is measured then
+    #[arg(long, value_name = "RATE")]
+    only_cuts: Option<u32>,
+    /// Print one JSON object on standard output and nothing else there
+    #[arg(long)]
+    json: bool,
+}
+
+/// How much is measured.
+struct Effort {
+    /// How long a trial of a rate takes, in seconds.
+    trial_seconds: u32,
+    /// From one rate to the next.
+    factor: f64,
+    /// Trials at most, for each search.
+    trials: u32,
+    /// How long an idle machine, and one with hardly a load, are watched.
+    watch: Duration,
+    cuts: u32,
+}
+
+const FULL: Effort = Effort {
+    trial_seconds: 5,
+    factor: 1.2,
+    trials: 12,
+    watch: Duration::from_secs(30),
+    cuts: 20,
+};
+const QUICK: Effort = Effort {
+    trial_seconds: 3,
+    factor: 1.5,
+    trials: 6,
+    watch: Duration::from_secs(10),
+    cuts: 3,
+};
+
+/// All that was measured.
+#[derive(Default)]
+struct Measured {
+    alone: Option<Alone>,
+    paired: Option<Paired>,
+    cuts: Cuts,
+}
+
+/// The machine alone.
+struct Alone {
+    udp: Option<u32>,
+    mix: Option<u32>,
+    calm: Calm,
+}
+
+/// The machine with a backup.
+struct Paired {
+    idle: Idle,
+    calm: Calm,
+    udp: Option<u32>,
+}
+
+/// Prepares everything and measures in a lab of its own.
+///
+/// # Errors
+/// Something can't be prepared, or not be measured.
+pub(crate) fn run(args: &Args) -> Result<ExitCode> {
+    let assets = lab::inside(|| {
+        let wanted = Wanted {
+            audit: false,
+            images: &[Image::REGISTRAR_12],
+        };
+        Assets::prepare(wanted, &Progress::new())
+    })?;
+    let progress = Progress::new();
+    let logs = target_folder().join("lab-logs/bench-protection");
+    let lab = Lab::start(&assets.lab_config(2, pair::HOST_MIB, &logs), &progress)?;
+    let effort = if args.quick { QUICK } else { FULL };
+    let measured = measure(&lab, &assets, args, &effort, &logs, &progress)
+        .with_context(|| format!("consoles and logs are in {}", logs.display()))?;
+    plot(&measured.cuts).write(&target_folder().join("reports"), "bench-protection")?;
+    let mut report = Report::new("protection", lab.kind());
+    report.rows = rows(&measured);
+    drop(lab);
+    report.print(args.json)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn measure(
+    lab: &Lab,
+    assets: &Assets,
+    args: &Args,
+    effort: &Effort,
+    logs: &Path,
+    progress: &Progress,
+) -> Result<Measured> {
+    let guest = assets.guest(Image::REGISTRAR_12)?;
+    let mut measured = Measured::default();
+    let make = || {
+        Pair::protected(lab, assets, guest, |file| {
+            file.boot.command_line.push_str(" service.shell");
+            if let Some(protection) = &mut file.protection {
+                protection.t_b.clone_from(&args.t_b);
+            }
+        })
+    };
+    let total = if let Some(rate) = args.only_cuts {
+        rate
+    } else {
+        let rates = Rates::new(lab, assets, guest, effort, progress)?;
+        let alone = rates.alone()?;
+        let mix = alone
+            .mix
+            .context("the machine alone bears no load at all")?;
+        measured.alone = Some(alone);
+        let step = progress.step("a pair of hosts is made and protected");
+        let pair = make()?;
+        step.done("the machine is protected");
+        let paired = paired(lab, &pair, &rates, effort, progress).or_else(|error| {
+            pair.keep_logs(logs)?;
+            Err(error)
+        })?;
+        measured.paired = Some(paired);
+        drop(pair);
+        mix / 2
+    };
+    let seed = args.seed.unwrap_or_else(|| {
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+        // Nanoseconds of a second: enough to differ, and short to type again.
+        u64::from(now.unwrap_or_default().subsec_nanos())
+    });
+    eprintln!("the moments of the cuts begin at seed {seed} (--seed {seed} has the same again)");
+    let times = args.cuts.unwrap_or(effort.cuts);
+    measured.cuts = cuts::run(lab, &make, total, times, seed, logs, progress)?;
+    Ok(measured)
+}
+
+fn paired(
+    lab: &Lab,
+    pair: &Pair<'_>,
+    rates: &Rates<'_>,
+    effort: &Effort,
+    progress: &Progress,
+) -> Result<Paired> {
+    let step = progress.step("watching the idle pair");
+    let idle = cost::idle(pair, effort.watch)?;
+    step.done("watched the idle pair");
+    let step = progress.step("5 REGISTER/s on the pair");
+    let calm = cost::calm(lab.client(), Some(pair), effort.watch)?;
+    step.done(format!("5 REGISTER/s on the pair: {}", calm.summary()));
+    let udp = rates.of_pair()?;
+    Ok(Paired { idle, calm, udp })
+}
+
+fn rows(measured: &Measured) -> Vec<Row> {
+    let mut rows = Vec::new();
+    if let (Some(alone), Some(paired)) = (&measured.alone, &measured.paired) {
+        rows.extend(cost_rows(alone, paired));
+    }
+    rows.extend(measured.cuts.rows(BEYOND_T_B_MS));
+    rows
+}
+
+fn cost_rows(alone: &Alone, paired: &Paired) -> Vec<Row> {
+    let (udp, peer) = (paired.udp.map(f64::from), alone.udp.map(f64::from));
+    let share = udp.zip(peer).map(|(udp, peer)| udp / peer);
+    let unprotected = alone.calm.median_ms();
+    let allowed = unprotected
+        .zip(paired.calm.pause_ms)
+        .map(|(median, pause)| Target::AtMost(median + 2.0 * pause));
+    let mut rows = vec![
+        Row::new("highest REGISTER rate, UDP, peer: unprotected", "1/s", udp).peer(peer),
+        Row::new("rate as a share of the unprotected one", "", share)
+            .target(Target::AtLeast(RATE_SHARE)),
+        Row::new(
+            "highest REGISTER rate, all transports at once, unprotected",
+            "1/s",
+            alone.mix.map(f64::from),
+        ),
+        Row::new(
+            "5 REGISTER/s: response time p50, peer: unprotected",
+            "ms",
+            paired.calm.median_ms(),
+        )
+        .peer(unprotected)
+        .target(allowed),
+        Row::new(
+            "5 REGISTER/s: response time p99, peer: unprotected",
+            "ms",
+            paired.calm.p99_ms(),
+        )
+        .peer(alone.calm.p99_ms()),
+        Row::new("pause p50", "ms", paired.calm.pause_ms),
+        Row::new("pause p99", "ms", paired.calm.pause_p99_ms),
+        Row::new(
+            "pages that an epoch dirties, mean",
+            "",
+            paired.calm.dirty_pages,
+        ),
+    ];
+    for (name, host) in [
+        ("primary", paired.idle.primary),
+        ("backup", paired.idle.backup),
+    ] {
+        rows.extend([
+            Row::new(
+                format!("idle: processor of the {name}"),
+                "% of a core",
+                host.percent,
+            )
+            .target(Target::AtMost(IDLE_PERCENT)),
+            Row::new(
+                format!("idle: the same without the guest's own vCPU, {name}"),
+                "% of a core",
+                host.percent_without_vcpus,
+            ),
+        ]);
+    }
+    rows.push(
+        Row::new(
+            "idle: on the replication network, both ways",
+            "Mbit/s",
+            paired.idle.mbits,
+        )
+        .target(Target::AtMost(IDLE_MBITS)),
+    );
+    rows
+}
+
+fn plot(cuts: &Cuts) -> Plot<'static> {
+    Plot {
+        title: "REGISTER response times around power cuts",
+        x: "seconds since the cut",
+        y: "response time, ms",
+        series: cuts
+            .timelines()
+            .into_iter()
+            .map(|(name, points)| Series { name, points })
+            .collect(),
+        marks: vec![(0.0, "power cut".to_owned())],
+    }
+}

@@ -1,0 +1,183 @@
+//! The highest rates: of the machine alone, over UDP and over all transports at once, and of the pair over UDP.
+
+use super::{Alone, Effort, cost};
+use crate::{
+    assets::{Assets, Guest},
+    bench::machine::sustained,
+    crossing::TRANSPORTS,
+    machine_file::{FIRST_GUEST, MachineFile},
+    machine_host::{self, Running},
+    options,
+    rate_search::RateSearch,
+    sipp::{self, Load, Outcome, Transport},
+};
+use anyhow::{Context as _, Result};
+use images::Progress;
+use lab::Lab;
+use std::{thread, time::Duration};
+
+/// How long a guest may take to come up.
+const BOOT_LIMIT: Duration = Duration::from_mins(4);
+/// Where the searches begin: rates that an emulated host bears.
+const START_UDP: u32 = 60;
+const START_MIX: u32 = 40;
+/// No search goes beyond.
+const LIMIT: u32 = 5000;
+
+/// The searches, and what they need.
+pub(super) struct Rates<'a> {
+    lab: &'a Lab,
+    guest: &'a Guest,
+    folder: String,
+    effort: &'a Effort,
+    progress: &'a Progress,
+}
+
+impl<'a> Rates<'a> {
+    /// Puts `romulus` and the guest into the first host.
+    ///
+    /// # Errors
+    /// The host can't be reached.
+    pub(super) fn new(
+        lab: &'a Lab,
+        assets: &'a Assets,
+        guest: &'a Guest,
+        effort: &'a Effort,
+        progress: &'a Progress,
+    ) -> Result<Self> {
+        machine_host::place_romulus(lab.host(1), assets)?;
+        let folder = machine_host::place_guest(lab.host(1), guest)?;
+        Ok(Self {
+            lab,
+            guest,
+            folder,
+            effort,
+            progress,
+        })
+    }
+
+    /// Measures the machine alone; each trial has a fresh guest: what an overload leaves queued would spoil the next.
+    ///
+    /// # Errors
+    /// A guest does not come up.
+    pub(super) fn alone(&self) -> Result<Alone> {
+        let step = self.progress.step("5 REGISTER/s on the machine alone");
+        let machine = self.boot()?;
+        let calm = cost::calm(self.lab.client(), None, self.effort.watch)?;
+        machine.kill()?;
+        step.done(format!(
+            "5 REGISTER/s on the machine alone: {}",
+            calm.summary()
+        ));
+        let fresh = |trial: &dyn Fn() -> Result<bool>| {
+            let machine = self.boot()?;
+            self.warm_up()?;
+            let passed = trial()?;
+            machine.kill()?;
+            Ok(passed)
+        };
+        let udp = self.search("UDP, machine alone", START_UDP, |rate| {
+            fresh(&|| self.udp(rate))
+        })?;
+        let mix = self.search("all transports, machine alone", START_MIX, |rate| {
+            fresh(&|| self.mix(rate))
+        })?;
+        Ok(Alone { udp, mix, calm })
+    }
+
+    /// Measures the pair's machine, which runs already, over UDP. After a trial it gets time to work off what is queued.
+    ///
+    /// # Errors
+    /// The machine does not answer any more.
+    pub(super) fn of_pair(&self) -> Result<Option<u32>> {
+        self.search("UDP, pair", START_UDP, |rate| {
+            self.settle()?;
+            self.udp(rate)
+        })
+    }
+
+    fn search(
+        &self,
+        name: &str,
+        start: u32,
+        mut trial: impl FnMut(u32) -> Result<bool>,
+    ) -> Result<Option<u32>> {
+        let mut search = RateSearch::new(start, self.effort.factor, LIMIT, self.effort.trials);
+        while let Some(rate) = search.next_rate() {
+            let step = self.progress.step(format!("{name}: {rate} REGISTER/s"));
+            let passed = trial(rate)?;
+            let verdict = if passed { "sustained" } else { "too much" };
+            step.done(format!("{name}: {rate} REGISTER/s {verdict}"));
+            search.record(passed);
+        }
+        Ok(search.best())
+    }
+
+    fn boot(&self) -> Result<Running<'a>> {
+        let file = MachineFile::new("alone", self.guest, &self.folder, 0);
+        // Each start adds to the console's log: only this one's words count.
+        self.lab
+            .host(1)
+            .sh(&format!("rm -f {}", file.console.log))?;
+        let running = Running::start(self.lab.host(1), file)?;
+        running.wait_console("GUEST UP", BOOT_LIMIT)?;
+        Ok(running)
+    }
+
+    fn load(&self, transport: Transport, users: &'static str, rate: u32) -> Load<'static> {
+        Load {
+            server: sipp::sip(FIRST_GUEST),
+            transport,
+            users,
+            rate,
+            count: rate * self.effort.trial_seconds,
+        }
+    }
+
+    /// The first requests after a start find cold caches and unresolved addresses.
+    fn warm_up(&self) -> Result<()> {
+        sipp::register(self.lab.client(), self.load(Transport::Udp, "warm", 10)).map(drop)
+    }
+
+    fn udp(&self, rate: u32) -> Result<bool> {
+        let outcome = sipp::register(self.lab.client(), self.load(Transport::Udp, "rate", rate))?;
+        Ok(sustained(&outcome))
+    }
+
+    fn mix(&self, rate: u32) -> Result<bool> {
+        let started = TRANSPORTS
+            .into_iter()
+            .map(|(transport, word)| {
+                let load = self.load(transport, word, rate.div_ceil(3));
+                sipp::start(self.lab.client(), load)
+            })
+            .collect::<Result<Vec<_>>>()?;
+        let outcomes = started
+            .into_iter()
+            .map(sipp::Sipp::finish)
+            .collect::<Result<Vec<Outcome>>>()?;
+        Ok(outcomes.iter().all(sustained))
+    }
+
+    /// Waits until a small load passes without a request sent twice.
+    fn settle(&self) -> Result<()> {
+        const TRIES: u32 = 10;
+        for _ in 0..TRIES {
+            options::answers(
+                self.lab.client(),
+                sipp::sip(FIRST_GUEST),
+                Duration::from_mins(1),
+            )?;
+            let load = self.load(Transport::Udp, "settle", 10);
+            let outcome = sipp::register(self.lab.client(), load)?;
+            if outcome.all_ok() && outcome.retransmissions == 0 {
+                return Ok(());
+            }
+            thread::sleep(Duration::from_secs(1));
+        }
+        Err(anyhow::anyhow!(
+            "a small load does not pass {TRIES} times over"
+        ))
+        .context("waiting for the guest to work off what was queued")
+    }
+}
