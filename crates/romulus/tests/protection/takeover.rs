@@ -15,7 +15,7 @@ use std::{
 const LONG: Duration = Duration::from_mins(1);
 
 /// A kernel, as an ELF file: again and again it prints the byte that was typed last (`.` at first), and does something
-/// else for a while. `r` typed resets the machine, `o` switches it off.
+/// else for a while. `o` typed switches the machine off.
 fn kernel() -> Vec<u8> {
     const BASE: u64 = 0x10_0000;
     const OFFSET: u64 = 0x1000;
@@ -44,10 +44,6 @@ fn kernel() -> Vec<u8> {
         0x66, 0xba, 0xf8, 0x03, // mov dx, 0x3f8
         0xec, // in al, dx
         0x88, 0x03, // mov [rbx], al
-        0x3c, b'r', // cmp al, 'r'
-        0x75, 0x06, // jne over the reset
-        0xb0, 0xfe, 0xe6, 0x64, // the keyboard controller's reset line
-        0xeb, 0xfe, // jmp here
         0x3c, b'o', // cmp al, 'o'
     ]);
     back(&mut code, 0x75); // jne again
@@ -149,9 +145,11 @@ impl<'s> Host<'s> {
         while !there() {
             assert!(
                 Instant::now() < deadline,
-                "{}: {what}: never; it says\n{}",
+                "{}: {what}: never; it says\n{}{}\nand its console ends with {:?}",
                 self.name,
-                self.messages()
+                self.messages(),
+                self.status(),
+                self.console().chars().rev().take(20).collect::<String>()
             );
             thread::sleep(Duration::from_millis(20));
         }
