@@ -113,7 +113,7 @@ fn send(
     }
 }
 
-/// A question about one user; its CSeq tells it from the others.
+/// A question about one user; its `CSeq` tells it from the others.
 fn question(server: SocketAddrV4, from: SocketAddrV4, index: usize, user: &str) -> String {
     let (host, address, port) = (server.ip(), from.ip(), from.port());
     format!(

@@ -220,35 +220,35 @@ mod tests {
         while counter.answered() < good || counter.shared.asked.load(Ordering::Acquire) <= good {
             thread::sleep(Duration::from_millis(1));
         }
-        let counted = counter.finish().unwrap();
+        let seen = counter.finish().unwrap();
         service.join().unwrap();
-        counted
+        seen
     }
 
     #[test]
     fn a_service_that_counts_is_without_fault() {
-        let counted = against(3, |number, line| Some(format!("{number} {line}\n")));
-        assert_eq!(counted.fault, None);
-        assert!(counted.answers.len() > 3);
-        assert_eq!(counted.first_since(0.0), counted.answers.first().copied());
+        let seen = against(3, |number, line| Some(format!("{number} {line}\n")));
+        assert_eq!(seen.fault, None);
+        assert!(seen.answers.len() > 3);
+        assert_eq!(seen.first_since(0.0), seen.answers.first().copied());
     }
 
     #[test]
     fn a_counter_that_comes_twice_is_a_fault() {
-        let counted = against(3, |number, line| {
+        let seen = against(3, |number, line| {
             Some(format!("{} {line}\n", number.min(3)))
         });
-        let fault = counted.fault.unwrap();
+        let fault = seen.fault.unwrap();
         assert!(fault.contains("not \"4 question-4\""), "{fault}");
     }
 
     #[test]
     fn a_closed_connection_is_a_fault() {
-        let counted = against(3, |number, line| {
+        let seen = against(3, |number, line| {
             (number < 4).then(|| format!("{number} {line}\n"))
         });
-        let fault = counted.fault.unwrap();
+        let fault = seen.fault.unwrap();
         assert!(fault.contains("connection"), "{fault}");
-        assert_eq!(counted.answers.len(), 3);
+        assert_eq!(seen.answers.len(), 3);
     }
 }

@@ -65,7 +65,7 @@ pub(crate) struct Crossing {
 }
 
 impl Crossing {
-    /// Whether TCP_1's connection and the counter's were the same from start to end.
+    /// Whether the one TCP connection of all calls and the counter's were the same from start to end.
     pub(crate) fn connections_kept(&self) -> bool {
         let one = self
             .loads
@@ -157,7 +157,7 @@ pub(crate) fn run(
         thread::sleep(TICK);
     }
     let seen = probe.finish()?;
-    let counted = counter.finish()?;
+    let history = counter.finish()?;
     let mut loads = Vec::new();
     let mut words = Vec::new();
     for (transport, word, sipp) in sipps {
@@ -185,8 +185,8 @@ pub(crate) fn run(
     Ok(Crossing {
         longest_gap: longest_gap(&loads),
         first_udp: after(moment.and_then(|moment| seen.first_answer_since(moment))),
-        first_tcp: after(moment.and_then(|moment| counted.first_since(moment))),
-        counter_fault: counted.fault,
+        first_tcp: after(moment.and_then(|moment| history.first_since(moment))),
+        counter_fault: history.fault,
         cut: moment,
         loads,
         acknowledged,

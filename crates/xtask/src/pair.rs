@@ -54,6 +54,8 @@ pub(crate) struct Side<'lab> {
     /// What a real host would have on its disk, and a lab host has in its memory.
     durable: Durable,
     running: Option<Running<'lab>>,
+    /// What was in its log when it lost its power, each time.
+    last_words: Vec<String>,
 }
 
 /// What survives a loss of power.
@@ -99,7 +101,7 @@ impl<'lab> Pair<'lab> {
             );
             identities.push(arbiter::identity(&output.stdout)?);
         }
-        let arbiter = Arbiter::start(&assets.romulus, lab.address(), &identities)?;
+        let arbiter = Arbiter::start(&assets.romulus, lab.address(), &identities, lab.logs())?;
         let mut file = MachineFile::new("registrar", guest, &folder, 0);
         file.uuid = Some(uuid()?);
         file.protection = Some(Protection {
@@ -124,6 +126,7 @@ impl<'lab> Pair<'lab> {
             guest,
             durable: Durable::default(),
             running: None,
+            last_words: Vec::new(),
         });
         let mut pair = Self {
             arbiter,
@@ -368,9 +371,12 @@ impl<'lab> Pair<'lab> {
     /// # Errors
     /// It can't be cut.
     pub(crate) fn cut_power(&mut self, side: usize) -> Result<Cut> {
+        let words = self.running(side)?.messages()?;
+        let lost = &mut self.sides[side];
+        lost.last_words.push(words);
         let at = SystemTime::now();
-        self.sides[side].host.power_off()?;
-        self.sides[side].running = None;
+        lost.host.power_off()?;
+        lost.running = None;
         Ok(Cut { side, at })
     }
 
@@ -426,8 +432,12 @@ impl<'lab> Pair<'lab> {
     /// The folder can't be written.
     pub(crate) fn keep_logs(&self, folder: &Path) -> Result<()> {
         fs::create_dir_all(folder).with_context(|| format!("making {}", folder.display()))?;
-        fs::write(folder.join("arbiter.log"), self.arbiter.messages()?)?;
+        self.arbiter.keep_log(folder)?;
         for side in &self.sides {
+            for (number, words) in (1..).zip(&side.last_words) {
+                let name = format!("{}-before-loss-{number}.stderr", side.host.name());
+                fs::write(folder.join(name), words)?;
+            }
             if side.host.is_on() {
                 machine_host::keep_logs(side.host, folder)?;
             }

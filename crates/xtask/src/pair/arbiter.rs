@@ -6,7 +6,7 @@ use serde::Deserialize;
 use std::{
     fs::{self, File},
     net::{Ipv4Addr, SocketAddr},
-    path::Path,
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::Duration,
 };
@@ -20,7 +20,11 @@ const LIMIT: Duration = Duration::from_secs(30);
 /// An arbiter that runs on this computer, inside the lab's namespaces. Dropping it ends it.
 pub(crate) struct Arbiter {
     child: Child,
-    folder: TempDir,
+    /// Its store and keys, which go with it.
+    _folder: TempDir,
+    log: PathBuf,
+    /// Where its own words begin in the log: one of an earlier pair may have written there.
+    log_begins: usize,
     /// Where it answers.
     pub(crate) address: SocketAddr,
     /// Its public identity.
@@ -28,11 +32,16 @@ pub(crate) struct Arbiter {
 }
 
 impl Arbiter {
-    /// Starts an arbiter at `address`, with an empty store, that answers these identities only.
+    /// Starts an arbiter at `address`, with an empty store, that answers these identities only, and logs to `logs`.
     ///
     /// # Errors
     /// It can't be started.
-    pub(crate) fn start(romulus: &Path, address: Ipv4Addr, allowed: &[String]) -> Result<Self> {
+    pub(crate) fn start(
+        romulus: &Path,
+        address: Ipv4Addr,
+        allowed: &[String],
+        logs: &Path,
+    ) -> Result<Self> {
         let folder = tempfile::Builder::new()
             .prefix("romulus-arbiter-")
             .tempdir()?;
@@ -50,7 +59,9 @@ impl Arbiter {
         let identity = identity(&output.stdout)?;
         fs::write(path("allowed"), allowed.join("\n") + "\n")?;
         let address = SocketAddr::from((address, PORT));
-        let log = File::create(path("log"))?;
+        let log = logs.join("arbiter.log");
+        let output = File::options().create(true).append(true).open(&log)?;
+        let log_begins = fs::read(&log)?.len();
         let child = Command::new(romulus)
             .args(["arbiter", "--listen", &address.to_string()])
             .arg("--store")
@@ -60,13 +71,15 @@ impl Arbiter {
             .arg("--allow")
             .arg(path("allowed"))
             .stdin(Stdio::null())
-            .stdout(log.try_clone()?)
-            .stderr(log)
+            .stdout(output.try_clone()?)
+            .stderr(output)
             .spawn()
             .context("starting the arbiter")?;
         Ok(Self {
             child,
-            folder,
+            _folder: folder,
+            log,
+            log_begins,
             address,
             identity,
         })
@@ -77,7 +90,21 @@ impl Arbiter {
     /// # Errors
     /// Its log can't be read.
     pub(crate) fn messages(&self) -> Result<String> {
-        fs::read_to_string(self.folder.path().join("log")).context("reading the arbiter's log")
+        let text = fs::read(&self.log).context("reading the arbiter's log")?;
+        let own = text.get(self.log_begins..).unwrap_or_default();
+        Ok(String::from_utf8_lossy(own).into_owned())
+    }
+
+    /// Keeps its log in `folder`, unless it is there anyway.
+    ///
+    /// # Errors
+    /// The folder can't be written.
+    pub(super) fn keep_log(&self, folder: &Path) -> Result<()> {
+        let kept = folder.join("arbiter.log");
+        if kept != self.log {
+            fs::write(kept, self.messages()?)?;
+        }
+        Ok(())
     }
 
     /// Checks that it has not ended.

@@ -48,7 +48,8 @@ pub(crate) struct Copied {
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 pub(crate) struct Phase {
     /// Its name.
-    pub(crate) phase: String,
+    #[serde(rename = "phase")]
+    pub(crate) name: String,
     /// How often it was measured.
     pub(crate) count: u64,
     p50_ns: u64,

@@ -150,10 +150,10 @@ fn counts_on(counter: &Counter) -> Result<()> {
 
 /// Ends the counter; nothing may be wrong with it.
 fn one_history(counter: Counter) -> Result<()> {
-    let counted = counter.finish()?;
-    match counted.fault {
+    let seen = counter.finish()?;
+    match seen.fault {
         None => Ok(()),
-        Some(fault) => anyhow::bail!("after {} right answers: {fault}", counted.answers.len()),
+        Some(fault) => anyhow::bail!("after {} right answers: {fault}", seen.answers.len()),
     }
 }
 

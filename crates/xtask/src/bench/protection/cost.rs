@@ -78,7 +78,7 @@ pub(super) fn calm(client: &lab::Client, pair: Option<&Pair<'_>>, time: Duration
         let phases = pair.timing(runner)?;
         let pause = phases
             .iter()
-            .find(|phase| phase.phase == "pause")
+            .find(|phase| phase.name == "pause")
             .context("`romulus status --timing` has no phase `pause`")?;
         calm.pause_ms = pause.p50_ms();
         calm.pause_p99_ms = pause.p99_ms();

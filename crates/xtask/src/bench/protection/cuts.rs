@@ -220,7 +220,7 @@ impl Cuts {
     /// Medians and worst cases of what was timed.
     fn times(&self) -> Vec<Row> {
         type Time = fn(&Crossing) -> Option<f64>;
-        let timed: [(&str, Time); 8] = [
+        let all: [(&str, Time); 8] = [
             ("T_b of the backup", |c| Some(c.t_b.as_secs_f64())),
             ("cut to the first answer, UDP", |c| c.first_udp),
             ("cut to the next answer on an open TCP connection", |c| {
@@ -232,7 +232,7 @@ impl Cuts {
             ("cut to the replica loaded", |c| c.steps.loaded),
             ("cut to running", |c| c.steps.running),
         ];
-        let rows = timed.into_iter().flat_map(|(name, time)| {
+        let rows = all.into_iter().flat_map(|(name, time)| {
             let times = self.ms(time);
             [
                 Row::new(format!("{name}, median"), "ms", times.median()),
@@ -243,7 +243,7 @@ impl Cuts {
     }
 
     fn ms(&self, seconds: impl Fn(&Crossing) -> Option<f64>) -> Distribution {
-        let times = self.crossings.iter().filter_map(|c| seconds(c));
+        let times = self.crossings.iter().filter_map(seconds);
         Distribution::new(times.map(|seconds| seconds * 1e3).collect())
     }
 
