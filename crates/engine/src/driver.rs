@@ -71,6 +71,8 @@ pub(crate) struct Driver {
     /// The guest ended for good: why.
     over: Option<Ended>,
     turned: Time,
+    /// The host has no processor to spare.
+    crowded: bool,
 }
 
 /// What becomes of the thread.
@@ -90,6 +92,8 @@ impl Driver {
         ports: Ports,
         sealed: Arc<Mutex<Option<Time>>>,
     ) -> Driver {
+        let processors = std::thread::available_parallelism().map_or(1, usize::from);
+        let crowded = processors <= shape.vcpus.into();
         Driver {
             node,
             backup,
@@ -108,6 +112,7 @@ impl Driver {
             reset: false,
             over: None,
             turned: Time(0),
+            crowded,
         }
     }
 
@@ -276,6 +281,16 @@ impl Driver {
         Ok(())
     }
 
+    /// What the last epoch's encoding and sending took from the guest: all of it where there is no
+    /// processor beside those of its vCPUs.
+    fn taken(&self) -> Duration {
+        if self.crowded {
+            Duration::from_nanos(self.node.figures.last_work.load(Ordering::Relaxed))
+        } else {
+            Duration::ZERO
+        }
+    }
+
     fn acknowledged(&mut self) {
         if let Some(session) = &mut self.session
             && self.node.may_seal()
@@ -286,6 +301,7 @@ impl Driver {
 
     /// Ends the running epoch if its time has come.
     fn end_epoch(&mut self) -> Flow {
+        let taken = self.taken();
         let Some(session) = &mut self.session else {
             return Flow::Go;
         };
@@ -323,6 +339,7 @@ impl Driver {
             Cost {
                 pause: ended.pause,
                 faults: self.settings.fault * u32::try_from(ended.dirty).unwrap_or(u32::MAX),
+                taken,
                 dirty_pages: ended.dirty as u64,
                 held_output: ended.seal.held,
             },

@@ -248,7 +248,7 @@ impl Engine {
         links: Links,
         way: Way,
         to_store: mpsc::Receiver<romulus_protocol::sidecar::Sidecar>,
-        polled: Vec<OwnedFd>,
+        polled: OwnedFd,
     ) -> io::Result<()> {
         let named = |what: &str| thread::Builder::new().name(format!("{} {what}", settings.name));
         let (node, state) = (Arc::clone(&self.node), settings.state.clone());
@@ -376,11 +376,11 @@ fn way(settings: &Settings) -> Result<Way, link::LinkError> {
     }
 }
 
-/// The heartbeats' sockets and the arbiter's, and copies of them all to wait on.
+/// The heartbeats' sockets and the arbiter's, and a copy of this one to wait on.
 fn sockets(
     settings: &Settings,
     secret: &Secret,
-) -> Result<(Paths, arbiter::Client, Vec<OwnedFd>), EngineError> {
+) -> Result<(Paths, arbiter::Client, OwnedFd), EngineError> {
     let (own, partner) = (settings.own(), settings.partner());
     let key = secret.shared(&partner.identity, "heartbeats")?;
     let mut lanes = vec![Path {
@@ -402,10 +402,6 @@ fn sockets(
         secret,
         &settings.arbiter.identity,
     )?;
-    let mut polled = Vec::new();
-    for fd in paths.fds() {
-        polled.push(fd.try_clone_to_owned()?);
-    }
-    polled.push(arbiter.fd().try_clone_to_owned()?);
+    let polled = arbiter.fd().try_clone_to_owned()?;
     Ok((paths, arbiter, polled))
 }

@@ -65,6 +65,8 @@ pub(crate) struct Figures {
     pub(crate) sent_pages: AtomicU64,
     pub(crate) copied: AtomicU64,
     pub(crate) to_copy: AtomicU64,
+    /// Processor time of the last epoch's encoding and sending, in nanoseconds.
+    pub(crate) last_work: AtomicU64,
 }
 
 impl Node {

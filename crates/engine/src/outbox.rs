@@ -4,6 +4,7 @@
 //! whenever nothing else is to be sent.
 
 use crate::{
+    clock,
     link::{Closer, LinkError, Sender},
     node::Node,
     phases::Phase,
@@ -225,7 +226,7 @@ impl Writer {
         if stream.id != checkpoint.session {
             return Ok(());
         }
-        let started = Instant::now();
+        let (started, worked) = (Instant::now(), clock::thread_time());
         let mut out = Parts {
             session: stream.id,
             epoch: checkpoint.epoch,
@@ -252,6 +253,10 @@ impl Writer {
         self.node.phases.record(Phase::Encode, encoded);
         self.node.phases.record(Phase::Send, sending);
         let figures = &self.node.figures;
+        let work = clock::thread_time().saturating_sub(worked);
+        // Far below the 584 years that fit.
+        let work = u64::try_from(work.as_nanos()).unwrap_or(u64::MAX);
+        figures.last_work.store(work, Ordering::Relaxed);
         figures.sent_bytes.fetch_add(sent, Ordering::Relaxed);
         figures
             .sent_pages

@@ -9,12 +9,14 @@ use std::{os::fd::OwnedFd, sync::Arc, time::Duration};
 /// The longest sleep, so that the end of the process is noticed.
 const SLEEP_MAX: Duration = Duration::from_millis(100);
 
-/// Runs until the process ends. The descriptors are copies of the sockets', to wait on.
-pub(crate) fn run(node: &Arc<Node>, sockets: &[OwnedFd]) {
+/// Runs until the process ends. `arbiter` is a copy of the socket towards it: its answers are
+/// waited for at takeovers. Heartbeats are not: they are read when the next one is due, which saves
+/// two of three wake-ups and makes an echo older by one interval at most.
+pub(crate) fn run(node: &Arc<Node>, arbiter: &OwnedFd) {
     raise_priority();
     let mut events = Vec::new();
     while !node.is_ending() {
-        wait(sockets, node.sleep().min(SLEEP_MAX));
+        wait(arbiter, node.sleep().min(SLEEP_MAX));
         events.clear();
         {
             let mut paths = node.paths();
@@ -34,11 +36,8 @@ pub(crate) fn run(node: &Arc<Node>, sockets: &[OwnedFd]) {
     }
 }
 
-fn wait(sockets: &[OwnedFd], at_most: Duration) {
-    let mut polled: Vec<PollFd<'_>> = sockets
-        .iter()
-        .map(|socket| PollFd::new(socket, PollFlags::IN))
-        .collect();
+fn wait(socket: &OwnedFd, at_most: Duration) {
+    let mut polled = [PollFd::new(socket, PollFlags::IN)];
     let timeout = Timespec {
         tv_sec: i64::try_from(at_most.as_secs()).unwrap_or(0),
         tv_nsec: i64::from(at_most.subsec_nanos()),

@@ -56,6 +56,9 @@ pub struct Cost {
     pub pause: Duration,
     /// The guest's time lost to first-write faults in the epoch.
     pub faults: Duration,
+    /// Processor time that was taken from the guest while it ran: encoding and sending, on a host
+    /// that has no processor to spare for them.
+    pub taken: Duration,
     /// Pages that the epoch dirtied.
     pub dirty_pages: u64,
     /// Whether the epoch produced held output.
@@ -66,7 +69,7 @@ pub struct Cost {
 #[derive(Clone, Debug)]
 pub struct Control {
     limits: Limits,
-    /// The running mean of pause and faults, in nanoseconds.
+    /// The running mean of pause, faults and what was taken, in nanoseconds.
     cost: f64,
     interval: Duration,
     resumed: Time,
@@ -108,7 +111,7 @@ impl Control {
     pub fn resumed(&mut self, now: Time, cost: Cost) {
         // Nanoseconds of a pause are far below 2^52.
         #[allow(clippy::cast_precision_loss)]
-        let spent = (cost.pause + cost.faults).as_nanos() as f64;
+        let spent = (cost.pause + cost.faults + cost.taken).as_nanos() as f64;
         self.cost = if self.cost == 0.0 {
             spent
         } else {
@@ -172,6 +175,7 @@ mod tests {
         Cost {
             pause,
             faults: Duration::ZERO,
+            taken: Duration::ZERO,
             dirty_pages,
             held_output,
         }

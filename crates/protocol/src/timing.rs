@@ -39,7 +39,7 @@ impl Default for Timing {
     fn default() -> Timing {
         let ms = Duration::from_millis;
         Timing {
-            heartbeat: ms(8),
+            heartbeat: ms(10),
             t_p: ms(70),
             t_a: ms(80),
             t_b: ms(100),
