@@ -119,7 +119,7 @@ mod tests {
         let orders = Orders::default();
         orders.push(Order::Freeze);
         orders.push(Order::Stop);
-        let late = crate::clock::now() + Duration::from_secs(60);
+        let late = crate::clock::now() + Duration::from_mins(1);
         assert!(matches!(orders.wait(late), Some(Order::Freeze)));
         assert!(matches!(orders.wait(late), Some(Order::Stop)));
         orders.wake();

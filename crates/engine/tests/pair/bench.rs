@@ -140,16 +140,16 @@ impl Bench {
         let (secrets, judge) = ([secret("alba"), secret("berta")], secret("judge"));
         let host = |name: &str, secret: &Secret| HostAddress {
             name: name.into(),
-            identity: secret.public().clone(),
+            identity: *secret.public(),
             replication: address(),
             control: Some(address()),
         };
         let hosts = [host("alba", &secrets[0]), host("berta", &secrets[1])];
         let arbiter = ArbiterAddress {
             address: address(),
-            identity: judge.public().clone(),
+            identity: *judge.public(),
         };
-        let allowed: Vec<Public> = hosts.iter().map(|h| h.identity.clone()).collect();
+        let allowed: Vec<Public> = hosts.iter().map(|h| h.identity).collect();
         let server = Server::open(ServerConfig {
             listen: vec![arbiter.address],
             store: directory.path().join("records"),
