@@ -7,7 +7,7 @@
 mod bench;
 
 use bench::{Bench, Life, Options};
-use romulus_engine::{Phase, Report};
+use romulus_engine::{Phase, PhaseTimes, Report, Status};
 use romulus_machine::{Outgoing, TapWriter, tiny::Tiny};
 use romulus_protocol::timing::Timing;
 use std::{
@@ -22,7 +22,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-const LONG: Duration = Duration::from_secs(60);
+const LONG: Duration = Duration::from_mins(1);
 
 /// One thing to measure.
 #[derive(Clone, Copy)]
@@ -57,11 +57,11 @@ impl Outgoing for Frame {
 fn send(life: &Life, stop: &Arc<AtomicBool>) -> thread::JoinHandle<()> {
     let (outlet, stop) = (life.outlet(), Arc::clone(stop));
     thread::spawn(move || {
-        let mut step = 0u64;
+        let mut jitter = 0u64;
         while !stop.load(Ordering::Relaxed) {
             // 5 to 13 ms, in an order without a pattern that the epochs could follow.
-            step = (step * 5 + 3) % 8192;
-            thread::sleep(Duration::from_millis(5) + Duration::from_micros(step));
+            jitter = (jitter * 5 + 3) % 8192;
+            thread::sleep(Duration::from_millis(5) + Duration::from_micros(jitter));
             outlet.send(0, &mut Frame([0; 72]));
         }
     })
@@ -113,83 +113,103 @@ fn measure(case: Case, time: Duration) -> Option<()> {
     stop.store(true, Ordering::Relaxed);
     sender.join().expect("no panic");
 
-    let name = format!(
-        "{} pages, {} MiB, {} vCPU{}",
-        case.pages,
-        case.memory >> 20,
-        case.vcpus,
-        if case.tls { "" } else { ", plain text" }
-    );
-    for phase in times {
-        let goal = |p99| target(case, phase.phase, p99);
-        row(
-            &name,
-            &format!("{} p50", phase.phase.name()),
-            "µs",
-            micros(phase.p50),
-            goal(false),
-        );
-        row(
-            &name,
-            &format!("{} p99", phase.phase.name()),
-            "µs",
-            micros(phase.p99),
-            goal(true),
-        );
-        row(
-            &name,
-            &format!("{} p99.9", phase.phase.name()),
-            "µs",
-            micros(phase.p999),
-            None,
-        );
-        row(
-            &name,
-            &format!("{} max", phase.phase.name()),
-            "µs",
-            micros(phase.max),
-            None,
-        );
-    }
-    #[allow(clippy::cast_precision_loss, reason = "far below 2^52")]
-    let ratio = |part: u64, whole: u64| part as f64 / whole.max(1) as f64;
-    let pages = after.sent_pages - before.sent_pages;
-    let bytes = after.sent_bytes - before.sent_bytes;
-    let epochs = after.epochs - before.epochs;
-    row(
-        &name,
-        "epochs",
-        "1/s",
-        ratio(epochs, 1) / time.as_secs_f64(),
-        None,
-    );
-    row(
-        &name,
-        "dirty pages an epoch",
-        "",
-        ratio(pages, epochs),
-        None,
-    );
-    let goal = (case.pages >= 50).then_some(60.0);
-    row(
-        &name,
-        "on the wire, a page",
-        "bytes",
-        ratio(bytes, pages),
-        goal,
-    );
-    row(
-        &name,
-        "guest's speed against unprotected",
-        "",
-        protected / alone,
-        None,
-    );
+    let seen = Seen {
+        times,
+        before,
+        after,
+        speed: protected / alone,
+    };
+    seen.print(case, time);
     second.vanish();
     first.vanish();
     drop(bench);
     drain.join().expect("no panic");
     Some(())
+}
+
+/// What was seen of one case.
+struct Seen {
+    times: Vec<PhaseTimes>,
+    before: Status,
+    after: Status,
+    speed: f64,
+}
+
+impl Seen {
+    fn print(&self, case: Case, time: Duration) {
+        let name = format!(
+            "{} pages, {} MiB, {} vCPU{}",
+            case.pages,
+            case.memory >> 20,
+            case.vcpus,
+            if case.tls { "" } else { ", plain text" }
+        );
+        for phase in &self.times {
+            let goal = |p99| target(case, phase.phase, p99);
+            row(
+                &name,
+                &format!("{} p50", phase.phase.name()),
+                "µs",
+                micros(phase.p50),
+                goal(false),
+            );
+            row(
+                &name,
+                &format!("{} p99", phase.phase.name()),
+                "µs",
+                micros(phase.p99),
+                goal(true),
+            );
+            row(
+                &name,
+                &format!("{} p99.9", phase.phase.name()),
+                "µs",
+                micros(phase.p999),
+                None,
+            );
+            row(
+                &name,
+                &format!("{} max", phase.phase.name()),
+                "µs",
+                micros(phase.max),
+                None,
+            );
+        }
+        #[allow(clippy::cast_precision_loss, reason = "far below 2^52")]
+        let ratio = |part: u64, whole: u64| part as f64 / whole.max(1) as f64;
+        let pages = self.after.sent_pages - self.before.sent_pages;
+        let bytes = self.after.sent_bytes - self.before.sent_bytes;
+        let epochs = self.after.epochs - self.before.epochs;
+        row(
+            &name,
+            "epochs",
+            "1/s",
+            ratio(epochs, 1) / time.as_secs_f64(),
+            None,
+        );
+        row(
+            &name,
+            "dirty pages an epoch",
+            "",
+            ratio(pages, epochs),
+            None,
+        );
+        let goal = (case.pages >= 50).then_some(60.0);
+        row(
+            &name,
+            "on the wire, a page",
+            "bytes",
+            ratio(bytes, pages),
+            goal,
+        );
+        row(
+            &name,
+            "guest's speed against unprotected",
+            "",
+            self.speed,
+            None,
+        );
+    }
 }
 
 /// What is to be reached (plain KVM).
