@@ -4,7 +4,7 @@
 use crate::pair::{UnixSeconds, unix_seconds};
 use anyhow::{Context as _, Result, anyhow, ensure};
 use std::{
-    io::{BufRead as _, BufReader, Write as _},
+    io::{BufRead, BufReader, Write as _},
     net::{Ipv4Addr, Shutdown, TcpStream},
     sync::{
         Arc, Mutex, PoisonError,
@@ -16,8 +16,10 @@ use std::{
 
 /// The guest's shell (`service.shell`).
 const SHELL: u16 = 23;
-/// What makes the shell the service.
-const SERVICE: &str = "i=0; while read -r x; do i=$((i+1)); echo \"$i $x\"; done\n";
+/// What makes the shell the service. It says when it is: what came before that, the shell would take for commands.
+const SERVICE: &str = "echo ready; i=0; while read -r x; do i=$((i+1)); echo \"$i $x\"; done\n";
+/// The word for it.
+const READY: &str = "ready";
 /// How long the guest may take for one line, a takeover included: longer than any client's patience would be a fault.
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -70,6 +72,14 @@ fn start_on(stream: TcpStream, interval: Duration) -> Result<Counter> {
     stream.set_nodelay(true)?;
     stream.set_read_timeout(Some(PATIENCE))?;
     (&stream).write_all(SERVICE.as_bytes())?;
+    let mut from = BufReader::new(stream.try_clone()?);
+    let mut word = String::new();
+    from.read_line(&mut word)
+        .context("waiting for the guest's shell")?;
+    ensure!(
+        word.trim_end() == READY,
+        "the guest's shell answered {word:?} instead of {READY:?}"
+    );
     let stream = Arc::new(stream);
     let shared = Arc::new(Shared::default());
     let writer = {
@@ -79,10 +89,10 @@ fn start_on(stream: TcpStream, interval: Duration) -> Result<Counter> {
             .spawn(move || ask(&stream, &shared, interval))?
     };
     let reader = {
-        let (stream, shared) = (Arc::clone(&stream), Arc::clone(&shared));
+        let shared = Arc::clone(&shared);
         thread::Builder::new()
             .name("counter-read".into())
-            .spawn(move || read(&stream, &shared))?
+            .spawn(move || read(from, &shared))?
     };
     Ok(Counter {
         stream,
@@ -158,8 +168,7 @@ fn ask(mut stream: &TcpStream, shared: &Shared, interval: Duration) -> Result<()
     Ok(())
 }
 
-fn read(stream: &TcpStream, shared: &Shared) -> Result<()> {
-    let mut from = BufReader::new(stream);
+fn read(mut from: impl BufRead, shared: &Shared) -> Result<()> {
     for number in 1.. {
         let mut text = String::new();
         let length = from
@@ -203,6 +212,7 @@ mod tests {
             let (stream, _) = listener.accept().unwrap();
             let mut lines = BufReader::new(stream.try_clone().unwrap()).lines();
             assert_eq!(format!("{}\n", lines.next().unwrap().unwrap()), SERVICE);
+            (&stream).write_all(b"ready\n").unwrap();
             for (index, line) in lines.enumerate() {
                 let Some(reply) = line.ok().and_then(|line| answer(index + 1, &line)) else {
                     return;

@@ -172,7 +172,7 @@ pub(crate) fn start(client: &lab::Client, load: Load<'_>) -> Result<Sipp> {
     command
         .arg(load.server.to_string())
         .args(["-sf".as_ref(), scenario.as_os_str()])
-        .args(["-key", "users", load.users])
+        .args(["-key", "word", load.users])
         .args([
             "-t",
             load.transport.option(),
