@@ -122,7 +122,7 @@ guest_share = 0.7"#,
 #[test]
 fn other_time_outs_follow_t_b() {
     let timing = protection(&with("t_b = '250ms'\npoll = '1s'")).timing;
-    let ms = Duration::from_millis;
+    let default = Timing::default();
     assert_eq!(
         [
             timing.heartbeat,
@@ -132,9 +132,17 @@ fn other_time_outs_follow_t_b() {
             timing.t_b_max,
             timing.t_c
         ],
-        [20, 175, 200, 250, 2500, 5000].map(ms)
+        [
+            default.heartbeat,
+            default.t_p,
+            default.t_a,
+            default.t_b,
+            default.t_b_max,
+            default.t_c
+        ]
+        .map(|time| time * 5 / 2)
     );
-    assert_eq!(timing.poll, ms(1000), "what is given is kept");
+    assert_eq!(timing.poll, Duration::from_secs(1), "what is given is kept");
 }
 
 #[test]
