@@ -24,6 +24,8 @@ pub(crate) const TRANSPORTS: [(Transport, &str); 3] = [
 
 /// From one look at the clock to the next while the load goes on.
 const TICK: Duration = Duration::from_millis(20);
+/// How long a machine that lost its cover under load may take to have it again before its power is cut.
+const COVERED_WITHIN: Duration = Duration::from_secs(5);
 /// How often the probe and the counter ask when nothing happens: hardly a load of their own.
 const CALM: Duration = Duration::from_millis(100);
 
@@ -44,6 +46,8 @@ pub(crate) struct Plan {
 pub(crate) struct Crossing {
     /// The loads.
     pub(crate) loads: Vec<(Transport, Outcome)>,
+    /// Whether the machine was taken over before the cut, without a failure.
+    pub(crate) moved: bool,
     /// The moment of the cut.
     pub(crate) cut: Option<UnixSeconds>,
     /// From the cut to the first answer to a question that was asked after it, over UDP.
@@ -97,6 +101,9 @@ impl Crossing {
                 self.lost[0]
             ));
         }
+        if self.moved {
+            faults.push("the machine was taken over before the cut, without a failure".to_owned());
+        }
         if self.cut.is_some() && self.first_udp.is_none() {
             faults.push("no answer over UDP after the cut".to_owned());
         }
@@ -145,10 +152,16 @@ pub(crate) fn run(
 
     let start = Instant::now();
     let mut cut: Option<Cut> = None;
+    let mut moved = false;
     let mut teller = Teller::new(start);
     while !all_ended(&mut sipps)? {
         if cut.is_none() && plan.cut_after.is_some_and(|after| start.elapsed() >= after) {
-            cut = Some(pair.cut_power(runner)?);
+            // Without cover there is nothing to be seen; a takeover that nobody asked for is said.
+            let now = pair.protected_runner(COVERED_WITHIN).context(
+                "the power can't be cut: the machine lost its cover under load, without a failure",
+            )?;
+            moved = now != runner;
+            cut = Some(pair.cut_power(now)?);
             probe.hurry();
         }
         if let Some(step) = step {
@@ -187,6 +200,7 @@ pub(crate) fn run(
         first_udp: after(moment.and_then(|moment| seen.first_answer_since(moment))),
         first_tcp: after(moment.and_then(|moment| history.first_since(moment))),
         counter_fault: history.fault,
+        moved,
         cut: moment,
         loads,
         acknowledged,
@@ -314,6 +328,7 @@ mod tests {
     fn good() -> Crossing {
         Crossing {
             loads: vec![(Transport::TcpOne, outcome(&[(1.0, 5.0), (2.0, 5.0)]))],
+            moved: false,
             cut: Some(1.5),
             first_udp: Some(0.2),
             first_tcp: Some(0.4),

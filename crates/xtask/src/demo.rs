@@ -26,6 +26,8 @@ use std::{
 
 /// How long the guest may take to answer SIP.
 const BOOT_LIMIT: Duration = Duration::from_mins(4);
+/// From one look at the booting guest to the next.
+const BOOT_LOOK: Duration = Duration::from_millis(200);
 /// Beyond `T_b`, the first answer over UDP may take this much longer after the cut.
 pub(crate) const BEYOND_T_B_MS: f64 = 150.0;
 /// The load: registrations a second over UDP, one TCP connection and a connection each, for so many seconds, and when the
@@ -109,7 +111,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
 fn demonstrate(lab: &Lab, pair: &mut Pair<'_>, progress: &Progress) -> Result<Shown> {
     let step = progress.step("booting Debian 12 with Kamailio in our machine on h1");
     let server = sipp::sip(FIRST_GUEST);
-    let watch = options::watch(lab.client(), server, BOOT_LIMIT)?;
+    let watch = options::watch_every(lab.client(), server, BOOT_LIMIT, BOOT_LOOK)?;
     let start = Instant::now();
     pair.run(0)?;
     pair.run(1)?;

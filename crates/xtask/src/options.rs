@@ -26,21 +26,40 @@ pub(crate) struct Watch {
 /// # Errors
 /// The client's network can't be used.
 pub(crate) fn watch(client: &lab::Client, server: SocketAddrV4, limit: Duration) -> Result<Watch> {
+    watch_every(client, server, limit, INTERVAL)
+}
+
+/// [`watch`] with an interval of its own: what is asked while a server starts waits in its queue and has to be answered
+/// before anything else.
+///
+/// # Errors
+/// Those of [`watch`].
+pub(crate) fn watch_every(
+    client: &lab::Client,
+    server: SocketAddrV4,
+    limit: Duration,
+    interval: Duration,
+) -> Result<Watch> {
     ask_for_addresses_often(client)?;
     let address = client.address();
     // Bound to the client's own address, which no other network has: nothing can go anywhere else.
     let socket = client
         .visit(|| UdpSocket::bind((address, 0)))
         .with_context(|| format!("opening a socket at the lab client's address {address}"))?;
-    start(socket, server, limit)
+    start(socket, server, limit, interval)
 }
 
-fn start(socket: UdpSocket, server: SocketAddrV4, limit: Duration) -> Result<Watch> {
+fn start(
+    socket: UdpSocket,
+    server: SocketAddrV4,
+    limit: Duration,
+    interval: Duration,
+) -> Result<Watch> {
     let stop = Arc::new(AtomicBool::new(false));
     let stopped = Arc::clone(&stop);
     let thread = thread::Builder::new()
         .name("await-sip".into())
-        .spawn(move || first_answer(&socket, server, limit, &stopped))?;
+        .spawn(move || first_answer(&socket, server, limit, interval, &stopped))?;
     Ok(Watch {
         thread: Some(thread),
         stop,
@@ -94,13 +113,14 @@ fn first_answer(
     socket: &UdpSocket,
     server: SocketAddrV4,
     limit: Duration,
+    interval: Duration,
     stop: &AtomicBool,
 ) -> Result<Instant> {
     let SocketAddr::V4(from) = socket.local_addr()? else {
         bail!("the socket's address is not IPv4");
     };
     socket.connect(server)?;
-    socket.set_read_timeout(Some(INTERVAL))?;
+    socket.set_read_timeout(Some(interval))?;
     let start = Instant::now();
     let mut buffer = [0; 2048];
     for number in 1_u32.. {
@@ -109,12 +129,12 @@ fn first_answer(
         }
         unless_absent(socket.send(request(*server.ip(), from, number).as_bytes()))?;
         let asked = Instant::now();
-        while asked.elapsed() < INTERVAL {
+        while asked.elapsed() < interval {
             match unless_absent(socket.recv(&mut buffer))? {
                 Some(length) if is_answer(&buffer[..length]) => return Ok(Instant::now()),
                 Some(_) => {}
                 // Refused at once while the server is not up: don't flood it.
-                None => thread::sleep(INTERVAL.saturating_sub(asked.elapsed())),
+                None => thread::sleep(interval.saturating_sub(asked.elapsed())),
             }
         }
     }
@@ -168,7 +188,7 @@ fn is_answer(datagram: &[u8]) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::{is_answer, request, start};
+    use super::{INTERVAL, is_answer, request, start};
     use std::{
         net::{Ipv4Addr, SocketAddr, SocketAddrV4, UdpSocket},
         thread,
@@ -212,7 +232,7 @@ mod tests {
                 server.send_to(answer.as_bytes(), from).unwrap();
             }
         });
-        start(local().0, address, Duration::from_secs(10))
+        start(local().0, address, Duration::from_secs(10), INTERVAL)
             .unwrap()
             .wait()
             .unwrap();
@@ -222,7 +242,7 @@ mod tests {
     #[test]
     fn silence_is_an_error() {
         let (_silent, address) = local();
-        let error = start(local().0, address, Duration::from_millis(30))
+        let error = start(local().0, address, Duration::from_millis(30), INTERVAL)
             .unwrap()
             .wait()
             .unwrap_err();

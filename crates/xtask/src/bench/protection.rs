@@ -45,7 +45,7 @@ pub(crate) struct Args {
     /// Where the random moments of the cuts begin, to have the same ones again
     #[arg(long)]
     seed: Option<u64>,
-    /// `T_b` of the pair, such as "100ms"; the product's own default where it is left out
+    /// `T_b` of the pair, such as "100ms"; where it is left out, what the documents advise for such hosts
     #[arg(long, value_name = "TIME")]
     t_b: Option<String>,
     /// The cuts' load in registrations a second over all transports, instead of half of what the machine alone bears;
@@ -147,7 +147,7 @@ fn measure(
         Pair::protected(lab, assets, guest, |file| {
             file.boot.command_line.push_str(" service.shell");
             if let Some(protection) = &mut file.protection {
-                protection.t_b.clone_from(&args.t_b);
+                protection.t_b = args.t_b.clone().or(protection.t_b.take());
             }
         })
     };
