@@ -1,7 +1,7 @@
 //! The replica: filled by the link's reader, loaded by the thread that holds the machine.
 
-use crate::{clock, node::Node};
-use romulus_checkpoint::{Replica, ReplicaError};
+use crate::{clock, disks::Replicas, node::Node};
+use romulus_checkpoint::{Replica, ReplicaError, disk::JournalError};
 use romulus_machine::Memory;
 use romulus_protocol::{
     host::Event,
@@ -10,6 +10,7 @@ use romulus_protocol::{
     time::Time,
 };
 use std::{
+    io,
     sync::{Condvar, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -23,13 +24,16 @@ pub(crate) enum StreamError {
     /// What arrived is not a checkpoint.
     #[error("the checkpoint cannot be used: {0}")]
     Replica(#[from] ReplicaError),
+    /// Its disk writes cannot be kept.
+    #[error("the disk writes cannot be kept: {0}")]
+    Journal(#[from] JournalError),
     /// There is no machine to apply it to.
     #[error("there is no machine here that could take the replica")]
     NoMachine,
 }
 
-#[derive(Default)]
 struct Inner {
+    disks: Replicas,
     session: Option<SessionId>,
     replica: Option<Replica>,
     memory: Option<Memory>,
@@ -40,7 +44,6 @@ struct Inner {
 }
 
 /// See the module's text.
-#[derive(Default)]
 pub(crate) struct Backup {
     inner: Mutex<Inner>,
     changed: Condvar,
@@ -80,17 +83,44 @@ fn split(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
 }
 
 impl Backup {
+    pub(crate) fn new(disks: Replicas) -> Backup {
+        Backup {
+            inner: Mutex::new(Inner {
+                disks,
+                session: None,
+                replica: None,
+                memory: None,
+                failed: false,
+                committed: Time(0),
+            }),
+            changed: Condvar::new(),
+        }
+    }
+
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A session begins: the replica that was here is dropped.
-    pub(crate) fn prepare(&self, session: SessionId, replica: Replica) {
+    ///
+    /// # Errors
+    /// A disk's image cannot be asked for its length.
+    pub(crate) fn prepare(&self, session: SessionId, replica: Replica) -> io::Result<()> {
         let mut inner = self.lock();
+        let replica = replica.with_disks(inner.disks.lengths()?);
         inner.session = Some(session);
         inner.replica = Some(replica);
         drop(inner);
         self.changed.notify_all();
+        Ok(())
+    }
+
+    /// Makes durable in the disks' images what their journal holds, and empties it.
+    ///
+    /// # Errors
+    /// A disk's.
+    pub(crate) fn settle(&self) -> Result<(), JournalError> {
+        self.lock().disks.settle()
     }
 
     /// The machine that takes the pages is there, or cannot be had.
@@ -104,7 +134,12 @@ impl Backup {
 
     /// There is no machine that takes pages any more, and so no replica.
     pub(crate) fn no_machine(&self) {
-        *self.lock() = Inner::default();
+        let mut inner = self.lock();
+        inner.session = None;
+        inner.replica = None;
+        inner.memory = None;
+        inner.failed = false;
+        drop(inner);
         self.changed.notify_all();
     }
 
@@ -202,6 +237,10 @@ impl Backup {
             return Err(StreamError::NoMachine);
         };
         replica.verify(checkpoint.epoch.0, checkpoint.parts, checkpoint.digest)?;
+        if let Err(error) = inner.disks.keep(checkpoint.epoch.0, replica) {
+            replica.discard_pending();
+            return Err(error.into());
+        }
         let arrived = clock::now();
         node.handle(Event::Message {
             from,
@@ -216,6 +255,11 @@ impl Backup {
                 "it was verified just now"
             );
             inner.committed = arrived;
+            if let Err(error) = inner.disks.apply() {
+                // What the host was told is durable is in the journal, but cannot be used here.
+                tracing::error!("the disks cannot follow the replica: {error}");
+                node.handle(Event::ReplicaLost);
+            }
         } else {
             replica.discard_pending();
         }

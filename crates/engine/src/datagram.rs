@@ -144,10 +144,13 @@ impl Paths {
                 match lane.socket.receive(&mut buffer[..]) {
                     Ok(Some((length, from))) => {
                         let bytes = &buffer[..length];
-                        if bytes == newest && lane.is_peer(from) {
+                        if let Some(beat) = said
+                            && bytes == newest
+                            && lane.is_peer(from)
+                        {
                             // Byte by byte what was found authentic on another path.
                             lane.counts.received += 1;
-                            return said.clone().map(|beat| (index, beat));
+                            return Some((index, beat.clone()));
                         }
                         if let Some(beat) = lane.admit(bytes, from, key) {
                             newest.clear();

@@ -9,7 +9,9 @@ mod replica;
 use crate::{
     Ended, Report,
     backup::Backup,
-    clock, epoch,
+    clock,
+    disks::{Resync, WriteLog},
+    epoch,
     node::{Node, lock},
     orders::Order,
     outbox::{Item, Outbox, Stream},
@@ -22,7 +24,7 @@ use romulus_network::announce::Schedule;
 use romulus_protocol::{
     control::{Control, Cost},
     host::{Event, Source},
-    id::SessionId,
+    id::{SessionId, Term},
     time::Time,
 };
 use std::{
@@ -53,6 +55,7 @@ pub(crate) struct Driver {
     pub(crate) builder: Arc<dyn Builder>,
     pub(crate) shape: Shape,
     pub(crate) ports: Ports,
+    pub(crate) disks: Arc<WriteLog>,
     /// When the newest epoch was sealed.
     pub(crate) sealed: Arc<Mutex<Option<Time>>>,
     held: Held,
@@ -60,6 +63,8 @@ pub(crate) struct Driver {
     /// A session that waits for the guest to run.
     wanted: Option<SessionId>,
     announcing: Schedule,
+    /// The term in which the machine runs here.
+    term: Term,
     /// Counts the machines that were made, so that late news of an earlier one is known as such.
     life: u64,
     /// What a machine that is being made is for.
@@ -90,6 +95,7 @@ impl Driver {
         builder: Arc<dyn Builder>,
         shape: Shape,
         ports: Ports,
+        disks: Arc<WriteLog>,
         sealed: Arc<Mutex<Option<Time>>>,
     ) -> Driver {
         let processors = std::thread::available_parallelism().map_or(1, usize::from);
@@ -101,11 +107,13 @@ impl Driver {
             builder,
             shape,
             ports,
+            disks,
             sealed,
             held: Held::Nothing,
             session: None,
             wanted: None,
             announcing: Schedule::new(),
+            term: Term::default(),
             life: 0,
             building: None,
             trying: None,
@@ -131,7 +139,7 @@ impl Driver {
             self.announce();
             if self.reset
                 && self.node.output.is_free()
-                && let Flow::End(ended) = self.check(Driver::go_on)
+                && let Flow::End(ended) = self.check(|driver| driver.go_on(false))
             {
                 return ended;
             }
@@ -228,10 +236,13 @@ impl Driver {
         };
         let mut paused = machine.pause()?;
         paused.start_tracking()?;
+        self.disks.set_active(true);
         let memory = paused.memory().clone();
         let dirty = DirtyPages::new(&memory);
         self.held = Held::Running(paused.resume()?);
         let copied = Arc::new(AtomicBool::new(false));
+        let resync = Resync::new(id, &self.builder.disks(), &self.disks)
+            .map_err(|error| Error::Invalid(error.to_string()))?;
         let now = clock::now();
         let control = Control::new(self.settings.limits, now)
             .map_err(|error| Error::Invalid(error.to_string()))?;
@@ -247,6 +258,8 @@ impl Driver {
             memory,
             epoch: self.node.status().epoch,
             next: 0,
+            resync,
+            full: false,
             copied: Arc::clone(&copied),
         })));
         self.session = Some(Session {
@@ -266,6 +279,7 @@ impl Driver {
             return Ok(());
         };
         session.outbox.push(Item::Shut(id));
+        self.disks.set_active(false);
         self.held = match std::mem::take(&mut self.held) {
             Held::Running(machine) => {
                 let mut paused = machine.pause()?;
@@ -324,6 +338,7 @@ impl Driver {
             machine,
             &self.node,
             &self.node.output,
+            &self.disks,
             &mut session.dirty,
             staging,
             || copied.load(Ordering::Acquire),
@@ -359,6 +374,7 @@ impl Driver {
         self.session = None;
         self.wanted = None;
         self.reset = false;
+        self.disks.set_active(false);
         self.announcing.stop();
         self.node.output.clear();
         self.backup.discard();

@@ -3,6 +3,7 @@
 
 use crate::{
     backup, clock,
+    disks::WriteLog,
     node::Node,
     output::{Output, Seal},
     phases::Phase,
@@ -52,10 +53,12 @@ impl Ended {
 ///
 /// # Errors
 /// The machine has ended, or KVM refuses: then there is no machine any more.
+#[allow(clippy::too_many_arguments, reason = "all that an epoch touches")]
 pub(crate) fn seal(
     machine: Machine,
     node: &Node,
     output: &Output,
+    disks: &WriteLog,
     dirty: &mut DirtyPages,
     mut staging: Staging,
     complete: impl FnOnce() -> bool,
@@ -73,6 +76,7 @@ pub(crate) fn seal(
     paused.capture(state)?;
     let captured = Instant::now();
     let seal = output.seal();
+    disks.seal(staging.disk());
     node.stage(staging);
     // Told before the guest goes on: the host must know which epoch runs whenever it decides what
     // may leave.

@@ -15,6 +15,7 @@ pub mod arbiter;
 mod backup;
 mod clock;
 pub mod datagram;
+mod disks;
 mod driver;
 mod epoch;
 pub mod identity;
@@ -29,12 +30,14 @@ mod pulse;
 mod settings;
 pub mod sidecar;
 
+pub use disks::{DiskError, WritableDisk};
 pub use output::OutputFigures;
 pub use phases::{Phase, PhaseTimes};
 pub use settings::{ArbiterAddress, Builder, Console, HostAddress, Real, Settings, Shape};
 
 use backup::Backup;
 use datagram::{Path, Paths};
+use disks::{Replicas, WriteLog};
 use driver::Driver;
 use identity::Secret;
 use node::Node;
@@ -101,6 +104,9 @@ pub enum EngineError {
     /// The sidecar.
     #[error(transparent)]
     Sidecar(#[from] sidecar::SidecarError),
+    /// A disk or its journal.
+    #[error(transparent)]
+    Disk(#[from] DiskError),
     /// What the host offers.
     #[error("cannot make the machine here: {0}")]
     Machine(#[from] romulus_machine::Error),
@@ -169,6 +175,8 @@ impl Engine {
         let settings = Arc::new(settings);
         let shape = builder.shape()?;
         let me = fresh_incarnation()?;
+        let disks = builder.disks();
+        let replicas = Replicas::open(&disks, &settings.state)?;
         let stored = sidecar::load(&settings.state, settings.machine)?;
         let config = host::Config {
             machine: settings.machine,
@@ -192,11 +200,12 @@ impl Engine {
             sidecars,
             reports,
         ));
-        let backup = Arc::new(Backup::default());
+        let backup = Arc::new(Backup::new(replicas));
+        let log = Arc::new(WriteLog::default());
         let sealed = Arc::new(Mutex::new(None));
         let ports = Ports {
             outlet: Some(output),
-            disks: None,
+            disks: (!disks.is_empty()).then(|| Arc::clone(&log) as Arc<_>),
             lock_memory: settings.lock_memory,
         };
         let links = Links {
@@ -222,6 +231,7 @@ impl Engine {
             builder,
             shape,
             ports,
+            log,
             sealed,
         );
         let mut engine = Engine {

@@ -281,14 +281,8 @@ impl Node {
     fn notice(&self, notice: Notice) {
         let text = match notice {
             Notice::Running { term } => format!("runs the machine here, in term {term}"),
-            Notice::Protected(true) => {
-                self.report(Report::Protected(true));
-                "the machine is protected".to_owned()
-            }
-            Notice::Protected(false) => {
-                self.report(Report::Protected(false));
-                "the machine is NOT protected".to_owned()
-            }
+            // Whoever runs the engine says this in its own words.
+            Notice::Protected(protected) => return self.report(Report::Protected(protected)),
             Notice::Adapted { t_b } => {
                 format!("this host is noisy: T_b is now {} ms", t_b.as_millis())
             }

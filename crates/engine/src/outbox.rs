@@ -5,6 +5,7 @@
 
 use crate::{
     clock,
+    disks::{DiskError, Resync},
     link::{Closer, LinkError, Sender},
     node::Node,
     phases::Phase,
@@ -36,6 +37,14 @@ pub(crate) enum Item {
     Epoch(Checkpoint, Staging),
     /// A session begins: its full copy is sent from now on.
     Open(Box<Stream>),
+    /// The backup told what its disk holds.
+    Digests {
+        session: SessionId,
+        disk: u16,
+        first: u64,
+        bytes: Vec<u8>,
+        last: bool,
+    },
     /// A session is over.
     Shut(SessionId),
 }
@@ -49,7 +58,11 @@ pub(crate) struct Stream {
     pub(crate) epoch: Epoch,
     /// The next page of the full copy.
     pub(crate) next: usize,
-    /// Every page has been read since the session began.
+    /// What differs on the disks.
+    pub(crate) resync: Resync,
+    /// The disks' log is full: nothing more of them before the epoch has ended.
+    pub(crate) full: bool,
+    /// Every page has been read since the session began, and all that differs on the disks.
     pub(crate) copied: Arc<AtomicBool>,
 }
 
@@ -129,6 +142,17 @@ impl Outbox {
     }
 }
 
+/// Why a writer ends.
+#[derive(Debug, thiserror::Error)]
+enum WriterError {
+    /// The link.
+    #[error("the link cannot be written to: {0}")]
+    Link(#[from] LinkError),
+    /// A disk that cannot be read: this session cannot be completed.
+    #[error("the full copy cannot be made: {0}")]
+    Disk(#[from] DiskError),
+}
+
 /// The thread that sends.
 pub(crate) struct Writer {
     pub(crate) node: Arc<Node>,
@@ -154,15 +178,17 @@ impl Writer {
 
     /// Sends until the link is closed.
     pub(crate) fn run(mut self) {
-        if let Err(error) = self.send_all() {
-            tracing::debug!(%error, "the link cannot be written to");
+        match self.send_all() {
+            Ok(()) => {}
+            Err(WriterError::Link(error)) => tracing::debug!(%error, "the link ended"),
+            Err(error) => tracing::error!("{error}"),
         }
         self.outbox.close();
     }
 
-    fn send_all(&mut self) -> Result<(), LinkError> {
+    fn send_all(&mut self) -> Result<(), WriterError> {
         loop {
-            let copying = self.stream.as_ref().is_some_and(|s| !s.is_copied());
+            let copying = self.stream.as_ref().is_some_and(|s| s.has_work());
             match self.outbox.take(copying) {
                 Err(()) => return Ok(()),
                 Ok(None) => self.copy()?,
@@ -173,6 +199,18 @@ impl Writer {
                     sent?;
                 }
                 Ok(Some(Item::Open(stream))) => self.stream = Some(stream),
+                Ok(Some(Item::Digests {
+                    session,
+                    disk,
+                    first,
+                    bytes,
+                    last,
+                })) => {
+                    if let Some(stream) = self.stream.as_mut().filter(|s| s.id == session) {
+                        stream.resync.told(disk, first, &bytes, last)?;
+                        stream.look();
+                    }
+                }
                 Ok(Some(Item::Shut(session))) => {
                     if self.stream.as_ref().is_some_and(|s| s.id == session) {
                         self.stream = None;
@@ -189,10 +227,15 @@ impl Writer {
     }
 
     /// Sends some pages of the first full copy.
-    fn copy(&mut self) -> Result<(), LinkError> {
+    fn copy(&mut self) -> Result<(), WriterError> {
         let Some(stream) = &mut self.stream else {
             return Ok(());
         };
+        if stream.next >= stream.memory.pages() {
+            stream.full = !stream.resync.work()?;
+            stream.look();
+            return Ok(());
+        }
         let end = (stream.next + BULK).min(stream.memory.pages());
         let mut out = Parts {
             session: stream.id,
@@ -213,9 +256,7 @@ impl Writer {
         figures.sent_bytes.fetch_add(out.sent, Ordering::Relaxed);
         figures.copied.store(end as u64, Ordering::Relaxed);
         stream.next = end;
-        if end == stream.memory.pages() {
-            stream.copied.store(true, Ordering::Release);
-        }
+        stream.look();
         Ok(())
     }
 
@@ -245,6 +286,7 @@ impl Writer {
         let encoded = started.elapsed().saturating_sub(sending);
         let sent = out.sent;
         stream.epoch = checkpoint.epoch.next();
+        stream.full = false;
         checkpoint.parts = sealed.parts;
         checkpoint.digest = sealed.digest;
         let begun = Instant::now();
@@ -266,8 +308,16 @@ impl Writer {
 }
 
 impl Stream {
-    fn is_copied(&self) -> bool {
-        self.next >= self.memory.pages()
+    /// Whether there is something of the full copy to send.
+    fn has_work(&self) -> bool {
+        self.next < self.memory.pages() || (self.resync.has_work() && !self.full)
+    }
+
+    /// Says so when everything has been read.
+    fn look(&self) {
+        if self.next >= self.memory.pages() && self.resync.is_done() {
+            self.copied.store(true, Ordering::Release);
+        }
     }
 }
 

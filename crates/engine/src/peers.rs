@@ -9,7 +9,7 @@ use crate::{
     link::{self, Connection, LinkError, Listener, Receiver, Terms},
     node::{Node, lock},
     orders::Order,
-    outbox::{Outbox, Writer},
+    outbox::{Item, Outbox, Writer},
     phases::Phase,
 };
 use romulus_protocol::{
@@ -128,7 +128,7 @@ impl Links {
         };
         tracing::info!(%peer, "linked with the other host");
         self.node.connected(peer, &outbox);
-        let why = self.read(peer, &mut receiver);
+        let why = self.read(peer, &mut receiver, &outbox);
         outbox.close();
         self.node.closed(peer, &outbox);
         tracing::info!(%peer, "the link is closed: {why}");
@@ -164,7 +164,7 @@ impl Links {
     }
 
     /// Reads until the link ends, and says why it did.
-    fn read(&self, peer: Incarnation, receiver: &mut Receiver) -> String {
+    fn read(&self, peer: Incarnation, receiver: &mut Receiver, outbox: &Outbox) -> String {
         loop {
             let message = match receiver.receive() {
                 Ok(message) => message,
@@ -179,6 +179,22 @@ impl Links {
                 } => self
                     .backup
                     .part(&self.node, session, epoch.0, index, &bytes),
+                Message::Digests {
+                    session,
+                    disk,
+                    first,
+                    bytes,
+                    last,
+                } => {
+                    outbox.push(Item::Digests {
+                        session,
+                        disk,
+                        first,
+                        bytes,
+                        last,
+                    });
+                    Ok(())
+                }
                 Message::Checkpoint(checkpoint) => {
                     self.backup.checkpoint(&self.node, peer, checkpoint)
                 }

@@ -1,6 +1,6 @@
 //! What an engine is told once, when it starts.
 
-use crate::identity::Public;
+use crate::{disks::WritableDisk, identity::Public};
 use romulus_machine::{
     Error, Likeness, Paused, Ports, TapWriter, config::Config, likeness, tiny::Tiny,
 };
@@ -108,6 +108,11 @@ pub trait Builder: Send + Sync {
     /// KVM or a disk cannot be asked.
     fn shape(&self) -> Result<Shape, Error>;
 
+    /// The disks that the guest may write.
+    fn disks(&self) -> Vec<WritableDisk> {
+        Vec::new()
+    }
+
     /// Where its frames go.
     fn taps(&self, machine: &Paused) -> Vec<TapWriter> {
         machine.taps()
@@ -158,6 +163,16 @@ impl Builder for Real {
 
     fn shape(&self) -> Result<Shape, Error> {
         shape(&self.config)
+    }
+
+    fn disks(&self) -> Vec<WritableDisk> {
+        let writable = (0..).zip(&self.config.disks).filter(|(_, d)| !d.read_only);
+        writable
+            .map(|(disk, configured)| WritableDisk {
+                disk,
+                path: configured.path.clone(),
+            })
+            .collect()
     }
 }
 

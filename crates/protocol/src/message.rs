@@ -119,6 +119,21 @@ pub enum Message {
     },
     /// The backup has dropped what it held and is ready to be filled.
     Ready(SessionId),
+    /// What a backup's disk holds at the beginning of a session, so that only what differs is
+    /// sent. For the edge.
+    Digests {
+        /// The session.
+        session: SessionId,
+        /// Which of the machine's disks, counted from 0.
+        disk: u16,
+        /// The number of the first block.
+        first: u64,
+        /// A digest for each block from there on; fewer than there are blocks left, and this
+        /// host holds no more.
+        bytes: Vec<u8>,
+        /// No digests of this disk follow.
+        last: bool,
+    },
     /// A piece of a checkpoint. For the edge: gathered until the checkpoint ends.
     Part {
         /// The session.

@@ -110,21 +110,17 @@ impl Driver {
             }
         };
         self.backup.no_machine();
+        if taken_over {
+            self.settle_disks();
+        }
         self.node.output.begin(source == Source::Paused);
         self.held = Held::Paused(paused);
-        self.go_on()?;
-        if let Held::Running(machine) = &self.held {
-            self.node.report(Report::Running {
-                term: term.0.0,
-                taken_over,
-                handle: machine.handle(),
-            });
-        }
-        Ok(())
+        self.term = term;
+        self.go_on(taken_over)
     }
 
     /// Lets the paused machine run, and says on the network that it is here.
-    pub(super) fn go_on(&mut self) -> Result<(), Error> {
+    pub(super) fn go_on(&mut self, taken_over: bool) -> Result<(), Error> {
         self.reset = false;
         let Held::Paused(paused) = std::mem::take(&mut self.held) else {
             return Ok(());
@@ -135,6 +131,11 @@ impl Driver {
         self.announce();
         let machine = paused.resume()?;
         self.watch(&machine);
+        self.node.report(Report::Running {
+            term: self.term.0.0,
+            taken_over,
+            handle: machine.handle(),
+        });
         self.held = Held::Running(machine);
         match self.wanted.take() {
             Some(session) => self.copy(session),

@@ -4,14 +4,16 @@ use super::{
     Driver,
     guest::{Held, Purpose},
 };
-use crate::{Report, clock, orders::Order};
+use crate::{Report, clock, disks, orders::Order, outbox::Item};
 use romulus_checkpoint::Replica;
 use romulus_machine::{Error, Paused};
 use romulus_protocol::{host::Event, id::SessionId};
-use std::thread;
+use std::{thread, time::Duration};
 
 /// Room in the replica's buffer beside all of memory: for the machine's state and disk writes.
 const SLACK: usize = 128 << 20;
+/// From one attempt to make the disks durable to the next.
+const SETTLE_AGAIN: Duration = Duration::from_secs(1);
 
 impl Driver {
     /// Makes a machine that can take a replica, if there is none and nothing else is made.
@@ -29,12 +31,76 @@ impl Driver {
         let memory = usize::try_from(self.shape.memory).unwrap_or(usize::MAX);
         let pages = memory / romulus_checkpoint::PAGE;
         let limit = pages.saturating_mul(Replica::PAGE_COST) + SLACK;
-        self.backup.prepare(session, Replica::new(pages, limit));
+        if let Err(error) = self.backup.prepare(session, Replica::new(pages, limit)) {
+            tracing::error!("a disk cannot take a replica: {error}");
+            self.node.handle(Event::ReplicaLost);
+            return;
+        }
+        self.tell_disks(session);
         match self.held {
             Held::Running(_) | Held::Paused(_) => self.held = Held::Nothing,
             Held::Nothing | Held::Ready(_) => {}
         }
         self.be_ready();
+    }
+
+    /// Tells the runner what the disks hold, in a thread of its own.
+    fn tell_disks(&self, session: SessionId) {
+        let disks = self.builder.disks();
+        let Some(outbox) = self.node.outbox(session.runner) else {
+            return;
+        };
+        if disks.is_empty() {
+            return;
+        }
+        let (node, backup) = (self.node.clone(), self.backup.clone());
+        let work = move || {
+            let told = backup
+                .settle()
+                .map_err(|error| error.to_string())
+                .and_then(|()| {
+                    disks::tell_digests(session, &disks, |message| {
+                        outbox.push(Item::Message(message));
+                    })
+                    .map_err(|error| error.to_string())
+                });
+            if let Err(error) = told {
+                tracing::error!("the disks cannot be compared: {error}");
+                node.handle(Event::ReplicaLost);
+            }
+        };
+        let name = format!("{} digests", self.settings.name);
+        if let Err(error) = thread::Builder::new().name(name).spawn(work) {
+            tracing::error!(%error, "no thread to compare the disks");
+            self.node.handle(Event::ReplicaLost);
+        }
+    }
+
+    /// Makes the journal's content durable in the images, in a thread of its own. Until then no
+    /// flush of the guest is answered: after a crash the journal would undo what it made durable.
+    pub(super) fn settle_disks(&self) {
+        if self.builder.disks().is_empty() {
+            return;
+        }
+        self.disks.settling();
+        let (node, backup, log) = (self.node.clone(), self.backup.clone(), self.disks.clone());
+        let work = move || {
+            while let Err(error) = backup.settle() {
+                tracing::error!("the disks cannot be made durable, their flushes wait: {error}");
+                if node.is_ending() {
+                    return;
+                }
+                thread::sleep(SETTLE_AGAIN);
+            }
+            log.settled();
+        };
+        let name = format!("{} settle", self.settings.name);
+        if let Err(error) = thread::Builder::new().name(name).spawn(work) {
+            // What follows is worse than a wait: the disks' durability is in doubt.
+            self.node.orders.push(Order::Fail(format!(
+                "no thread to settle the disks: {error}"
+            )));
+        }
     }
 
     /// The machine that takes the replica is there, or cannot be had.

@@ -378,6 +378,7 @@ impl Host {
             Message::Stopped => self.stopped(now, from),
             Message::Begin { .. }
             | Message::Hello(_)
+            | Message::Digests { .. }
             | Message::Part { .. }
             | Message::Frame { .. } => {}
         }

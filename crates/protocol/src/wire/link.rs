@@ -26,6 +26,7 @@ fn kind(message: &Message) -> Kind {
         Message::Tried(_) => Kind::Tried,
         Message::Bye(_) => Kind::Bye,
         Message::Stopped => Kind::Stopped,
+        Message::Digests { .. } => Kind::Digests,
     }
 }
 
@@ -85,6 +86,19 @@ fn body(message: &Message, out: &mut Vec<u8>) {
         Message::Ready(session) | Message::Tried(session) | Message::Bye(session) => {
             out.session(*session);
         }
+        Message::Digests {
+            session,
+            disk,
+            first,
+            bytes,
+            last,
+        } => {
+            out.session(*session);
+            out.u32((*disk).into());
+            out.u64(*first);
+            out.bool(*last);
+            out.bytes(bytes);
+        }
         Message::Stopped => {}
     }
 }
@@ -136,6 +150,13 @@ pub fn decode_message(bytes: &[u8]) -> Result<Message, WireError> {
         Kind::Tried => Message::Tried(body.session()?),
         Kind::Bye => Message::Bye(body.session()?),
         Kind::Stopped => Message::Stopped,
+        Kind::Digests => Message::Digests {
+            session: body.session()?,
+            disk: u16::try_from(body.u32()?).map_err(|_| WireError::Body("too many disks"))?,
+            first: body.u64()?,
+            last: body.bool()?,
+            bytes: body.rest().to_vec(),
+        },
         Kind::Heartbeat | Kind::Request | Kind::Answer | Kind::Sidecar | Kind::Record => {
             return Err(WireError::Unexpected(kind));
         }

@@ -71,10 +71,12 @@ pub enum Kind {
     Bye = 25,
     /// [`crate::message::Message::Stopped`].
     Stopped = 26,
+    /// [`crate::message::Message::Digests`].
+    Digests = 27,
 }
 
 impl Kind {
-    const ALL: [Kind; 16] = [
+    const ALL: [Kind; 17] = [
         Kind::Heartbeat,
         Kind::Request,
         Kind::Answer,
@@ -91,6 +93,7 @@ impl Kind {
         Kind::Tried,
         Kind::Bye,
         Kind::Stopped,
+        Kind::Digests,
     ];
 
     fn from_number(number: u16) -> Option<Kind> {

@@ -218,9 +218,24 @@ fn message() -> impl Strategy<Value = Message> {
                 bytes,
             }
         });
+    let digests = (
+        session(),
+        any::<u16>(),
+        any::<u64>(),
+        vec(any::<u8>(), 0..64),
+        any::<bool>(),
+    )
+        .prop_map(|(session, disk, first, bytes, last)| Message::Digests {
+            session,
+            disk,
+            first,
+            bytes,
+            last,
+        });
     prop_oneof![
         hello,
         begin,
+        digests,
         part,
         frame,
         checkpoint().prop_map(Message::Checkpoint),

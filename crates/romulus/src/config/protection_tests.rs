@@ -305,14 +305,6 @@ fn there_are_exactly_two_hosts() {
 }
 
 #[test]
-fn a_writable_disk_is_refused_and_a_read_only_one_is_not() {
-    let disk = "[[disk]]\npath = 'd'\n";
-    let shown = refused(&format!("{FILE}{disk}")).to_string();
-    assert!(shown.contains("cannot have a writable disk yet"), "{shown}");
-    protection(&format!("{FILE}{disk}read_only = true\n"));
-}
-
-#[test]
 fn a_missing_uuid_can_be_told_from_other_faults() {
     let without = FILE.replace("uuid = ", "# uuid = ");
     let error = refused(&without);

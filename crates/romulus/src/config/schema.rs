@@ -103,7 +103,7 @@ impl Reader<'_> {
             name.as_ref().map_or("", |name| name.get_ref()),
         );
         let protection = top.optional_section("protection");
-        let disks = self.disks(top.sections("disk"), protection.is_some());
+        let disks = self.disks(top.sections("disk"));
         let protection = match protection {
             None => Some(None),
             Some(section) => {
@@ -252,7 +252,7 @@ impl Reader<'_> {
         (nics.len() == count).then_some(nics)
     }
 
-    fn disks(&self, sections: Vec<Section<'_, '_>>, protected: bool) -> Option<Vec<Disk>> {
+    fn disks(&self, sections: Vec<Section<'_, '_>>) -> Option<Vec<Disk>> {
         let mut paths = Seen::new("path");
         let mut disks = Vec::new();
         let count = sections.len();
@@ -273,12 +273,6 @@ impl Reader<'_> {
                     path.get_ref().clone(),
                     path.get_ref().display(),
                     path.span(),
-                );
-            }
-            if protected && read_only == Some(false) {
-                self.problems.at::<()>(
-                    disk.span(),
-                    "a protected machine cannot have a writable disk yet: its writes would not reach the other host; set `read_only = true`, or leave [protection] out",
                 );
             }
             disk.finish();
