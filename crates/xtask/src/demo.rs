@@ -133,7 +133,10 @@ fn demonstrate(lab: &Lab, pair: &mut Pair<'_>, progress: &Progress) -> Result<Sh
     eprintln!(
         "{}",
         pair.host(0)
-            .sh(&format!("{} status registrar", machine_host::ROMULUS))?
+            .sh(&format!(
+                "{romulus} status registrar; {romulus} status registrar --timing",
+                romulus = machine_host::ROMULUS
+            ))?
             .trim_end()
     );
 

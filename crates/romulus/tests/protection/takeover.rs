@@ -44,6 +44,10 @@ fn kernel() -> Vec<u8> {
         0x66, 0xba, 0xf8, 0x03, // mov dx, 0x3f8
         0xec, // in al, dx
         0x88, 0x03, // mov [rbx], al
+        0x3c, b'r', // cmp al, 'r'
+        0x75, 0x06, // jne over the reset
+        0xb0, 0xfe, 0xe6, 0x64, // the keyboard controller's reset line
+        0xeb, 0xfe, // jmp here
         0x3c, b'o', // cmp al, 'o'
     ]);
     back(&mut code, 0x75); // jne again
@@ -239,6 +243,17 @@ fn a_machine_outlives_the_process_that_runs_it() {
     let mut alba = Host::run(&site, "alba");
     berta.wait_protected();
     assert_eq!(alba.status()["protection"]["role"], "backup");
+
+    // A guest's reset is a new life on the same host, which its backup then follows.
+    berta.type_until(b'r', "a restart", || {
+        let status = berta.status();
+        status["restarts"] == 1 && status["state"] == "running"
+    });
+    berta.wait_protected();
+    assert!(
+        berta.console().ends_with("..."),
+        "it has forgotten what was typed"
+    );
 
     // A guest that is switched off is off on both, and stays so.
     berta.type_until(b'o', "the end", || {

@@ -77,7 +77,7 @@ fn cross(case: &Case, pair: &mut Pair<'_>, name: &str) -> Result<u64> {
     let before = term(&pair.wait_runs(runner)?)?;
     let plan = Plan {
         name: name.to_owned(),
-        rates: [10, 5, 0],
+        rates: [4, 2, 0],
         seconds: 12,
         cut_after: Some(Duration::from_secs(5)),
     };
