@@ -169,6 +169,8 @@ impl Driver {
             return Flow::Go;
         }
         self.held = Held::Nothing;
+        // Its taps too: they must be free before the next life takes them.
+        self.node.output.clear();
         self.node.report(Report::Idle);
         match exit {
             Exit::Reset if self.settings.reboot => {
