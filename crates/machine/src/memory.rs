@@ -26,6 +26,10 @@ pub const LOW_END: u64 = 0xc000_0000;
 /// Where the memory goes on that does not fit below [`LOW_END`].
 pub const HIGH_START: u64 = 1 << 32;
 
+/// Bytes that are locked with one call. While the kernel provides them, other threads of the process cannot touch new
+/// memory: gigabytes at once would stop the heartbeats for seconds.
+const LOCKED_AT_ONCE: usize = 8 << 20;
+
 /// One stretch of guest memory, which is one memory slot of KVM.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Region {
@@ -132,17 +136,20 @@ impl Memory {
     pub fn lock(&self) -> Result<(), Error> {
         for region in self.regions.iter() {
             let bytes = usize::try_from(region.length).expect("x86-64 addresses fit");
-            // SAFETY: the range is a whole mapping of ours; locking changes none of its content.
-            if unsafe { libc::mlock(region.host.cast(), bytes) } < 0 {
-                return Err(Error::Host {
-                    what: format!(
-                        "locking {} MiB of guest memory: the host needs that much free, and the process a limit \
-                         RLIMIT_MEMLOCK above it (\"LimitMEMLOCK=infinity\" in its systemd unit, \"ulimit -l unlimited\" in \
-                         a shell) or the capability CAP_IPC_LOCK",
-                        self.size() >> 20
-                    ),
-                    source: io::Error::last_os_error(),
-                });
+            for start in (0..bytes).step_by(LOCKED_AT_ONCE) {
+                let length = LOCKED_AT_ONCE.min(bytes - start);
+                // SAFETY: the range lies inside of a mapping of ours; locking changes none of its content.
+                if unsafe { libc::mlock(region.host.add(start).cast(), length) } < 0 {
+                    return Err(Error::Host {
+                        what: format!(
+                            "locking {} MiB of guest memory: the host needs that much free, and the process a limit \
+                             RLIMIT_MEMLOCK above it (\"LimitMEMLOCK=infinity\" in its systemd unit, \"ulimit -l \
+                             unlimited\" in a shell) or the capability CAP_IPC_LOCK",
+                            self.size() >> 20
+                        ),
+                        source: io::Error::last_os_error(),
+                    });
+                }
             }
         }
         Ok(())
