@@ -169,12 +169,12 @@ impl Driver {
             return Flow::Go;
         }
         self.held = Held::Nothing;
-        // Its taps too: they must be free before the next life takes them.
-        self.node.output.clear();
         self.node.report(Report::Idle);
         match exit {
             Exit::Reset if self.settings.reboot => {
                 tracing::info!("the guest asked for a reset");
+                // Its taps must be free before the next life takes them.
+                self.node.output.clear();
                 // What the backup holds is the guest before it: it is filled anew. Until it is let
                 // go, nothing runs here that it does not know.
                 self.node.close_links();

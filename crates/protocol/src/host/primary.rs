@@ -500,6 +500,8 @@ impl Host {
 
     /// The guest is stopped for good and nobody may resurrect it: the record has no heir.
     fn ended(&mut self) {
+        // What the guest said last, nothing holds any more.
+        self.publish();
         let peers: Vec<Incarnation> = self.connected.iter().map(|c| c.incarnation).collect();
         for peer in peers {
             self.send(peer, Message::Stopped);
