@@ -23,11 +23,13 @@ use std::{
         Arc, Condvar, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 /// Pages of the full copy between two looks at what else is to be sent: about a millisecond.
 const BULK: usize = 256;
+/// Bytes that are sent with one call.
+const TOGETHER: usize = 128 << 10;
 
 /// One thing to send.
 pub(crate) enum Item {
@@ -244,14 +246,16 @@ impl Writer {
             bytes: &mut self.bytes,
             part: &mut self.part,
             sent: 0,
+            sending: Duration::ZERO,
         };
+        out.bytes.clear();
         let range = stream.next..end;
-        let counts = stream
+        stream
             .encoder
             .bulk(&stream.memory, range, &mut |index, bytes| {
                 out.send(index, bytes)
             })?;
-        let _ = counts;
+        out.flush()?;
         let figures = &self.node.figures;
         figures.sent_bytes.fetch_add(out.sent, Ordering::Relaxed);
         figures.copied.store(end as u64, Ordering::Relaxed);
@@ -275,23 +279,20 @@ impl Writer {
             bytes: &mut self.bytes,
             part: &mut self.part,
             sent: 0,
+            sending: Duration::ZERO,
         };
-        let mut sending = std::time::Duration::ZERO;
-        let sealed = stream.encoder.encode(staging, &mut |index, bytes| {
-            let begun = Instant::now();
-            let result = out.send(index, bytes);
-            sending += begun.elapsed();
-            result
-        })?;
-        let encoded = started.elapsed().saturating_sub(sending);
-        let sent = out.sent;
+        out.bytes.clear();
+        let sealed = stream
+            .encoder
+            .encode(staging, &mut |index, bytes| out.send(index, bytes))?;
         stream.epoch = checkpoint.epoch.next();
         stream.full = false;
         checkpoint.parts = sealed.parts;
         checkpoint.digest = sealed.digest;
-        let begun = Instant::now();
-        self.message(&Message::Checkpoint(checkpoint))?;
-        sending += begun.elapsed();
+        out.add(&Message::Checkpoint(checkpoint));
+        out.flush()?;
+        let (sent, sending) = (out.sent, out.sending);
+        let encoded = started.elapsed().saturating_sub(sending);
         self.node.phases.record(Phase::Encode, encoded);
         self.node.phases.record(Phase::Send, sending);
         let figures = &self.node.figures;
@@ -321,7 +322,7 @@ impl Stream {
     }
 }
 
-/// Sends parts of one epoch.
+/// Sends parts of one epoch, many with one call: a small epoch goes as a whole.
 struct Parts<'a> {
     session: SessionId,
     epoch: Epoch,
@@ -329,6 +330,7 @@ struct Parts<'a> {
     bytes: &'a mut Vec<u8>,
     part: &'a mut Vec<u8>,
     sent: u64,
+    sending: Duration,
 }
 
 impl Parts<'_> {
@@ -341,13 +343,27 @@ impl Parts<'_> {
             index,
             bytes: std::mem::take(self.part),
         };
-        self.bytes.clear();
-        wire::encode_message(&message, self.bytes);
+        self.add(&message);
         if let Message::Part { bytes, .. } = message {
             // The buffer is used again.
             *self.part = bytes;
         }
+        if self.bytes.len() >= TOGETHER {
+            self.flush()?;
+        }
+        Ok(())
+    }
+
+    fn add(&mut self, message: &Message) {
+        wire::encode_message(message, self.bytes);
+    }
+
+    fn flush(&mut self) -> Result<(), LinkError> {
+        let begun = Instant::now();
         self.sent += self.bytes.len() as u64;
-        self.sender.send(self.bytes)
+        let result = self.sender.send(self.bytes);
+        self.bytes.clear();
+        self.sending += begun.elapsed();
+        result
     }
 }
