@@ -75,7 +75,9 @@ impl Capture {
             .context("tcpdump does not say what it lost")?;
         ensure!(lost.trim().starts_with("0 "), "tcpdump: {lost}");
         let frames = fs::read_to_string(self.folder.path().join("frames"))?;
-        Ok(frames.lines().map(str::to_owned).collect())
+        // Its own last word is an empty line.
+        let lines = frames.lines().filter(|line| !line.is_empty());
+        Ok(lines.map(str::to_owned).collect())
     }
 }
 
