@@ -8,6 +8,7 @@ use crate::{
 use anyhow::{Context as _, Result, bail};
 use images::Progress;
 use std::{
+    fmt::Write as _,
     io::{BufRead as _, BufReader},
     path::Path,
     process::{Command, ExitCode, Stdio},
@@ -111,7 +112,8 @@ fn table(report: &Report) -> String {
         let (name, what) = row.what.split_once(": ").unwrap_or(("", &row.what));
         if name != case {
             case = name;
-            out += &format!("\n{case}\n{:<34}", "");
+            // Writing to a String can't fail.
+            let _ = write!(out, "\n{case}\n{:<34}", "");
             out += &QUANTILES.map(|q| format!("{q:>10}")).concat();
             out += "  unit   target\n";
         }
@@ -134,13 +136,14 @@ fn table(report: &Report) -> String {
                 .map(|(r, q)| format!("{q} {}", verdict(r)))
                 .collect();
             let values: String = values.collect();
-            out += &format!("  {phase:<32}{values}  µs     {}\n", verdicts.join(", "));
+            let _ = writeln!(out, "  {phase:<32}{values}  µs     {}", verdicts.join(", "));
             rest = &rest[row.len()..];
             continue;
         }
         let value = row.value.unwrap_or(0.0);
-        out += &format!(
-            "  {what:<32}{value:>10.2}{:>32}{:<5}  {}\n",
+        let _ = writeln!(
+            out,
+            "  {what:<32}{value:>10.2}{:>32}{:<5}  {}",
             "",
             row.unit,
             verdict(row)
