@@ -1,9 +1,17 @@
 //! How the machine's owner tells the vCPU threads what to do, and learns that they have done it.
 
-use std::sync::{
-    Condvar, Mutex, MutexGuard, PoisonError,
-    atomic::{AtomicU64, Ordering},
+use std::{
+    hint,
+    sync::{
+        Condvar, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, AtomicUsize, Ordering},
+    },
+    thread,
 };
+
+/// Turns of a loop for which one side waits for the other before it sleeps: about 100 µs. A pause is a short
+/// conversation of the two, and to be woken costs either of them more than its turn takes.
+const SPINS: u32 = 2000;
 
 /// What a vCPU thread does next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,7 +42,11 @@ pub(super) struct Gate {
     done: Condvar,
     /// The number of the newest order, for a look without the lock.
     newest: AtomicU64,
+    /// How many threads have done it, for a look without the lock.
+    finished: AtomicUsize,
     threads: usize,
+    /// See [`SPINS`]; none where the other side has no processor to run on meanwhile.
+    spins: u32,
 }
 
 struct Inner {
@@ -47,7 +59,10 @@ struct Inner {
 impl Gate {
     /// A gate for `threads` threads, whose first order is to park.
     pub(super) fn new(threads: usize) -> Self {
+        let processors = thread::available_parallelism().map_or(1, usize::from);
         Self {
+            finished: AtomicUsize::new(0),
+            spins: if processors > 1 { SPINS } else { 0 },
             inner: Mutex::new(Inner {
                 order: Order::Park,
                 number: 1,
@@ -70,6 +85,7 @@ impl Gate {
         inner.order = order;
         inner.number += 1;
         inner.done = 0;
+        self.finished.store(0, Ordering::Release);
         self.newest.store(inner.number, Ordering::Release);
         self.ordered.notify_all();
     }
@@ -77,6 +93,7 @@ impl Gate {
     /// Waits until all threads have done what was ordered. `false` if the machine has stopped by itself.
     #[must_use]
     pub(super) fn wait_done(&self) -> bool {
+        self.spin(|| self.finished.load(Ordering::Acquire) == self.threads);
         let mut inner = self.lock();
         while inner.done < self.threads && !inner.halted {
             inner = self
@@ -89,6 +106,7 @@ impl Gate {
 
     /// For a thread that has seen order number `seen`: waits for the next.
     pub(super) fn next(&self, seen: &mut u64) -> Order {
+        self.spin(|| self.is_newer(*seen));
         let mut inner = self.lock();
         while inner.number == *seen {
             inner = self
@@ -110,6 +128,7 @@ impl Gate {
         let mut inner = self.lock();
         if inner.number == seen {
             inner.done += 1;
+            self.finished.store(inner.done, Ordering::Release);
             if inner.done == self.threads {
                 self.done.notify_all();
             }
@@ -121,6 +140,16 @@ impl Gate {
         self.lock().halted = true;
         self.done.notify_all();
         self.order(Order::Stop);
+    }
+
+    /// Waits a little for what is likely to come soon.
+    fn spin(&self, ready: impl Fn() -> bool) {
+        for _ in 0..self.spins {
+            if ready() {
+                break;
+            }
+            hint::spin_loop();
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
