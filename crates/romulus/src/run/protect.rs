@@ -165,10 +165,25 @@ fn settings(file: &MachineFile, me: usize) -> Result<Settings, Failure> {
         queue: protection.queue,
         lock_memory: protection.lock_memory,
         reboot: file.on_reboot == After::Restart,
-        fault: FIRST_WRITE,
+        fault: first_write(),
     })
 }
 
-/// What the first write to a page costs the guest while pages are tracked, on hardware: an exit, and the page's entry
-/// made writable.
+/// What the first write to a page costs the guest while pages are tracked: it decides how often the guest may be paused.
+fn first_write() -> Duration {
+    match romulus_machine::first_write_cost() {
+        Ok(cost) => {
+            tracing::info!("a first write to a tracked page costs the guest {cost:?} on this host");
+            cost
+        }
+        Err(error) => {
+            tracing::warn!(
+                "the cost of tracking pages could not be measured, {FIRST_WRITE:?} is assumed: {error}"
+            );
+            FIRST_WRITE
+        }
+    }
+}
+
+/// The cost on hardware: an exit, and the page's entry made writable.
 const FIRST_WRITE: Duration = Duration::from_micros(1);
