@@ -242,7 +242,11 @@ impl Node {
             Action::Freeze => self.orders.push(Order::Freeze),
             Action::Thaw => self.orders.push(Order::Thaw),
             Action::Load(source) => self.orders.push(Order::Load(source)),
-            Action::Run { source, term } => self.orders.push(Order::Run { source, term }),
+            Action::Run { source, term } => {
+                // What a former runner still sends when it returns is for nobody.
+                *lock(&self.expected) = None;
+                self.orders.push(Order::Run { source, term });
+            }
             Action::Discard => {
                 *lock(&self.expected) = None;
                 self.orders.push(Order::Discard);
