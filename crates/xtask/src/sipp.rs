@@ -50,6 +50,15 @@ impl Transport {
         }
     }
 
+    /// The client's own port. SIPp would look for a free one, and two that look at the same time may find the same.
+    fn port(self) -> u16 {
+        match self {
+            Self::Udp => 5060,
+            Self::TcpOne => 5061,
+            Self::TcpEach => 5062,
+        }
+    }
+
     /// For people.
     pub(crate) fn name(self) -> &'static str {
         match self {
@@ -189,6 +198,7 @@ pub(crate) fn start(client: &lab::Client, load: Load<'_>) -> Result<Sipp> {
         ])
         .args(["-timeout", &format!("{}s", seconds.as_secs())])
         .args(["-i", &client.address().to_string()])
+        .args(["-p", &load.transport.port().to_string()])
         .args(["-trace_logs", "-log_file"])
         .arg(folder.path().join(CALLS))
         .args(["-trace_stat", "-fd", "1", "-stf"])
