@@ -79,8 +79,8 @@ fn rate(life: &Life, time: Duration) -> f64 {
     rounds / begun.elapsed().as_secs_f64()
 }
 
-/// Nothing where there is no KVM; nothing inside where the pair did not stay a pair.
-fn measure(case: Case, time: Duration) -> Option<Option<Seen>> {
+/// Nothing where the pair did not stay a pair.
+fn measure(case: Case, time: Duration) -> Option<Seen> {
     let (mut wire, far) = io::pipe().expect("a pipe");
     let drain = thread::spawn(move || {
         let mut bytes = [0; 4096];
@@ -99,7 +99,8 @@ fn measure(case: Case, time: Duration) -> Option<Option<Seen>> {
         insecure: !case.tls,
         timing: Timing::default(),
         wire: Some(TapWriter::new(File::from(OwnedFd::from(far)))),
-    })?;
+    })
+    .expect("there is a /dev/kvm");
     let first = bench.start(0);
     first.running(LONG);
     let alone = rate(&first, time / 4);
@@ -130,7 +131,7 @@ fn measure(case: Case, time: Duration) -> Option<Option<Seen>> {
     first.vanish();
     drop(bench);
     drain.join().expect("no panic");
-    Some(seen)
+    seen
 }
 
 /// What was seen of one case.
@@ -239,6 +240,10 @@ fn row(case: &str, what: &str, unit: &str, value: f64, target: Option<f64>) {
 }
 
 fn main() {
+    if !std::path::Path::new("/dev/kvm").exists() {
+        eprintln!("there is no /dev/kvm here: nothing is measured");
+        return;
+    }
     let quick = std::env::args().any(|argument| argument == "--quick");
     let time = Duration::from_secs(if quick { 2 } else { 8 });
     let base = Case {
@@ -260,19 +265,12 @@ fn main() {
         ..base
     });
     for case in cases {
-        let mut attempts = (0..ATTEMPTS).map(|_| measure(case, time));
-        match attempts.find(|attempt| !matches!(attempt, Some(None))) {
-            Some(Some(Some(seen))) => seen.print(case, time),
-            Some(_) => {
-                eprintln!("there is no /dev/kvm here: nothing is measured");
-                return;
-            }
-            None => {
-                eprintln!(
-                    "the pair did not stay a pair in {ATTEMPTS} attempts: this computer is too busy to measure"
-                );
-                std::process::exit(1);
-            }
-        }
+        let Some(seen) = (0..ATTEMPTS).find_map(|_| measure(case, time)) else {
+            eprintln!(
+                "the pair did not stay a pair in {ATTEMPTS} attempts: this computer is too busy to measure"
+            );
+            std::process::exit(1);
+        };
+        seen.print(case, time);
     }
 }
