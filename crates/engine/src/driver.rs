@@ -221,10 +221,10 @@ impl Driver {
     /// Begins to fill a backup: from now on pages are tracked, and its link's writer reads all of
     /// memory.
     fn copy(&mut self, id: SessionId) -> Result<(), Error> {
-        let partners = self.node.partners();
-        let outbox = partners.iter().find_map(|peer| self.node.outbox(*peer));
         // Without a link the host will hear that it is closed.
-        let Some(outbox) = outbox else { return Ok(()) };
+        let Some(outbox) = self.node.outbox_of(id) else {
+            return Ok(());
+        };
         let machine = match std::mem::take(&mut self.held) {
             Held::Running(machine) => machine,
             held => {

@@ -46,6 +46,8 @@ pub(crate) struct Node {
     reports: Mutex<mpsc::Sender<Report>>,
     /// The session whose parts are welcome.
     expected: Mutex<Option<SessionId>>,
+    /// The session that was offered last, and to whom.
+    offered: Mutex<Option<(SessionId, Incarnation)>>,
     /// The checkpoint that the host has accepted and that is still to be applied.
     accepted: Mutex<Option<(SessionId, Epoch)>>,
     /// The epoch that has just been sealed, until it goes to its link.
@@ -91,6 +93,7 @@ impl Node {
             sidecars: Mutex::new(sidecars),
             reports: Mutex::new(reports),
             expected: Mutex::default(),
+            offered: Mutex::default(),
             accepted: Mutex::default(),
             staged: Mutex::default(),
             spare: Mutex::default(),
@@ -188,6 +191,13 @@ impl Node {
         found.map(|(_, outbox)| Arc::clone(outbox))
     }
 
+    /// The link to the backup that this session fills.
+    pub(crate) fn outbox_of(&self, session: SessionId) -> Option<Arc<Outbox>> {
+        let offered = *lock(&self.offered);
+        let (_, peer) = offered.filter(|(offered, _)| *offered == session)?;
+        self.outbox(peer)
+    }
+
     /// The links there are.
     pub(crate) fn partners(&self) -> Vec<Incarnation> {
         lock(&self.peers).iter().map(|(peer, _)| *peer).collect()
@@ -271,6 +281,9 @@ impl Node {
             self.unstage();
             return;
         };
+        if let Message::Begin { session, .. } = message {
+            *lock(&self.offered) = Some((session, to));
+        }
         match message {
             Message::Checkpoint(checkpoint) => {
                 if let Some(staging) = lock(&self.staged).take() {
