@@ -11,6 +11,7 @@ use std::{
     io::{self, Read as _, Seek as _, SeekFrom},
     net::{Ipv4Addr, SocketAddrV4},
     process::{Child, Stdio},
+    sync::atomic::{AtomicU16, Ordering},
     time::Duration,
 };
 use tempfile::TempDir;
@@ -47,15 +48,6 @@ impl Transport {
             Self::Udp => "u1",
             Self::TcpOne => "t1",
             Self::TcpEach => "tn",
-        }
-    }
-
-    /// The client's own port. SIPp would look for a free one, and two that look at the same time may find the same.
-    fn port(self) -> u16 {
-        match self {
-            Self::Udp => 5060,
-            Self::TcpOne => 5061,
-            Self::TcpEach => 5062,
         }
     }
 
@@ -170,6 +162,13 @@ pub(crate) struct Sipp {
 
 /// Starts one load from the client of a lab.
 ///
+/// A port that no other SIPp of this process has: SIPp would look for a free one, and two that look at the same time
+/// may find the same. They stay below those that the kernel gives to others.
+fn port() -> u16 {
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    20_000 + NEXT.fetch_add(1, Ordering::Relaxed) % 10_000
+}
+
 /// # Errors
 /// SIPp can't be started.
 pub(crate) fn start(client: &lab::Client, load: Load<'_>) -> Result<Sipp> {
@@ -198,7 +197,7 @@ pub(crate) fn start(client: &lab::Client, load: Load<'_>) -> Result<Sipp> {
         ])
         .args(["-timeout", &format!("{}s", seconds.as_secs())])
         .args(["-i", &client.address().to_string()])
-        .args(["-p", &load.transport.port().to_string()])
+        .args(["-p", &port().to_string()])
         .args(["-trace_logs", "-log_file"])
         .arg(folder.path().join(CALLS))
         .args(["-trace_stat", "-fd", "1", "-stf"])
