@@ -54,10 +54,7 @@ impl Pages for romulus_machine::Memory {
     }
 
     fn zero(&self, page: usize) {
-        // A page that was never touched need not be made just to be cleared.
-        if !self.page_is(page, &ZERO) {
-            self.write_page(page, &ZERO);
-        }
+        self.zero_page(page);
     }
 }
 

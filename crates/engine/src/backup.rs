@@ -43,6 +43,13 @@ struct Inner {
     committed: Time,
 }
 
+impl Inner {
+    fn drop_replica(&mut self) {
+        self.session = None;
+        self.replica = None;
+    }
+}
+
 /// See the module's text.
 pub(crate) struct Backup {
     inner: Mutex<Inner>,
@@ -101,18 +108,23 @@ impl Backup {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Changes what is held, and wakes who waits for that.
+    fn change<R>(&self, how: impl FnOnce(&mut Inner) -> R) -> R {
+        let result = how(&mut self.lock());
+        self.changed.notify_all();
+        result
+    }
+
     /// A session begins: the replica that was here is dropped.
     ///
     /// # Errors
     /// A disk's image cannot be asked for its length.
     pub(crate) fn prepare(&self, session: SessionId, replica: Replica) -> io::Result<()> {
-        let mut inner = self.lock();
-        let replica = replica.with_disks(inner.disks.lengths()?);
-        inner.session = Some(session);
-        inner.replica = Some(replica);
-        drop(inner);
-        self.changed.notify_all();
-        Ok(())
+        self.change(|inner| {
+            inner.replica = Some(replica.with_disks(inner.disks.lengths()?));
+            inner.session = Some(session);
+            Ok(())
+        })
     }
 
     /// Makes durable in the disks' images what their journal holds, and empties it.
@@ -125,31 +137,24 @@ impl Backup {
 
     /// The machine that takes the pages is there, or cannot be had.
     pub(crate) fn machine(&self, memory: Option<Memory>) {
-        let mut inner = self.lock();
-        inner.failed = memory.is_none();
-        inner.memory = memory;
-        drop(inner);
-        self.changed.notify_all();
+        self.change(|inner| {
+            inner.failed = memory.is_none();
+            inner.memory = memory;
+        });
     }
 
     /// There is no machine that takes pages any more, and so no replica.
     pub(crate) fn no_machine(&self) {
-        let mut inner = self.lock();
-        inner.session = None;
-        inner.replica = None;
-        inner.memory = None;
-        inner.failed = false;
-        drop(inner);
-        self.changed.notify_all();
+        self.change(|inner| {
+            inner.drop_replica();
+            inner.memory = None;
+            inner.failed = false;
+        });
     }
 
     /// Drops the replica. The machine stays ready for the next.
     pub(crate) fn discard(&self) {
-        let mut inner = self.lock();
-        inner.session = None;
-        inner.replica = None;
-        drop(inner);
-        self.changed.notify_all();
+        self.change(Inner::drop_replica);
     }
 
     /// Waits until there is a machine that can take a replica; false if it cannot be had, or the

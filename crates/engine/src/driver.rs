@@ -124,7 +124,8 @@ impl Driver {
         }
     }
 
-    /// Runs until the machine has ended for good.
+    /// Runs until the machine has ended for good. The machine goes with it: its taps and disks are free when the process
+    /// says that it has ended.
     pub(crate) fn run(mut self) -> Ended {
         loop {
             let order = self.node.orders.wait(self.deadline());
@@ -132,8 +133,6 @@ impl Driver {
             if let Some(order) = order
                 && let Flow::End(ended) = self.obey(order)
             {
-                // The taps and disks must be free when the process says that it has ended.
-                self.held = Held::Nothing;
                 return ended;
             }
             self.announce();

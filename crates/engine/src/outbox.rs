@@ -161,7 +161,7 @@ pub(crate) struct Writer {
     pub(crate) outbox: Arc<Outbox>,
     pub(crate) sender: Sender,
     stream: Option<Box<Stream>>,
-    /// Reused for every message.
+    /// Reused for every epoch.
     bytes: Vec<u8>,
     part: Vec<u8>,
 }
@@ -194,7 +194,7 @@ impl Writer {
             match self.outbox.take(copying) {
                 Err(()) => return Ok(()),
                 Ok(None) => self.copy()?,
-                Ok(Some(Item::Message(message))) => self.message(&message)?,
+                Ok(Some(Item::Message(message))) => self.sender.send_message(&message)?,
                 Ok(Some(Item::Epoch(checkpoint, staging))) => {
                     let sent = self.epoch(checkpoint, &staging);
                     self.node.recycle(staging);
@@ -220,12 +220,6 @@ impl Writer {
                 }
             }
         }
-    }
-
-    fn message(&mut self, message: &Message) -> Result<(), LinkError> {
-        self.bytes.clear();
-        wire::encode_message(message, &mut self.bytes);
-        self.sender.send(&self.bytes)
     }
 
     /// Sends some pages of the first full copy.

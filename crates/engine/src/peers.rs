@@ -17,7 +17,6 @@ use romulus_protocol::{
     id::Incarnation,
     message::{Hello, Message},
     time::Time,
-    wire,
 };
 use std::{
     net::{IpAddr, SocketAddr},
@@ -143,9 +142,7 @@ impl Links {
         sender: &mut link::Sender,
         receiver: &mut Receiver,
     ) -> Result<Option<Incarnation>, LinkError> {
-        let mut bytes = Vec::new();
-        wire::encode_message(&Message::Hello(self.hello.clone()), &mut bytes);
-        sender.send(&bytes)?;
+        sender.send_message(&Message::Hello(self.hello.clone()))?;
         let Message::Hello(hello) = receiver.receive()? else {
             tracing::error!("the other host does not introduce itself");
             return Ok(None);
