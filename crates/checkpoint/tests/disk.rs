@@ -341,3 +341,33 @@ fn zeroes_are_zeroes() {
         assert_eq!(*byte == 0, (1000..3000).contains(&at), "byte {at}");
     }
 }
+
+#[test]
+fn what_is_withdrawn_reaches_no_image_and_what_is_committed_stays() {
+    let (file, images) = (empty(), [image(&[0; 4096])]);
+    let (mut journal, _) = Journal::open(file.try_clone().unwrap(), &images).unwrap();
+    let epoch = |value: u8| {
+        let mut epoch = DiskEpoch::default();
+        epoch
+            .write(0, u64::from(value) * 512, &[value; 512])
+            .unwrap();
+        epoch
+    };
+    journal.append(1, epoch(1).writes()).unwrap();
+    journal.apply(&images).unwrap();
+    // In the images already, or of another epoch: nothing happens.
+    journal.withdraw(1).unwrap();
+    journal.append(2, epoch(2).writes()).unwrap();
+    journal.withdraw(1).unwrap();
+    journal.sync().unwrap();
+    journal.append(3, epoch(3).writes()).unwrap();
+    journal.sync().unwrap();
+    journal.withdraw(3).unwrap();
+    journal.apply(&images).unwrap();
+    let bytes = content(&images[0]);
+    assert_eq!([512, 1024, 1536].map(|at| bytes[at]), [1, 2, 0]);
+    // Nor does a crash bring it back.
+    drop(journal);
+    let (_, replayed) = Journal::open(file, &images).unwrap();
+    assert_eq!(replayed.last, Some(2));
+}

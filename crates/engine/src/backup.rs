@@ -267,6 +267,7 @@ impl Backup {
             }
         } else {
             replica.discard_pending();
+            inner.disks.withdraw(checkpoint.epoch.0)?;
         }
         Ok(())
     }

@@ -79,6 +79,8 @@ pub struct Journal {
     applied: u64,
     /// Records up to here are durable.
     synced: u64,
+    /// The newest record: its epoch, and where it begins.
+    newest: Option<(u64, u64)>,
     /// Something of a record that failed may lie behind the end.
     untidy: bool,
     buffer: Vec<u8>,
@@ -98,6 +100,7 @@ impl Journal {
             end: FILE_HEADER as u64,
             applied: FILE_HEADER as u64,
             synced: FILE_HEADER as u64,
+            newest: None,
             untidy: false,
             buffer: Vec::with_capacity(PIECE),
         };
@@ -142,8 +145,29 @@ impl Journal {
         self.untidy = true;
         let end = self.write(epoch, writes).map_err(JournalError::File)?;
         self.untidy = false;
+        self.newest = Some((epoch, self.end));
         self.end = end;
         Ok(())
+    }
+
+    /// Takes back what was appended of `epoch`, which is not committed after all. Nothing happens if nothing was, or if it
+    /// is in the images already.
+    ///
+    /// # Errors
+    /// The file's: a crash could bring it back then.
+    pub fn withdraw(&mut self, epoch: u64) -> Result<(), JournalError> {
+        let Some((_, start)) = self
+            .newest
+            .take_if(|(newest, start)| *newest == epoch && self.applied <= *start)
+        else {
+            return Ok(());
+        };
+        self.end = start;
+        self.synced = self.synced.min(start);
+        self.untidy = true;
+        self.tidy()?;
+        // The length counts as well.
+        self.file.sync_all().map_err(JournalError::File)
     }
 
     /// Makes durable what was appended.
@@ -207,6 +231,7 @@ impl Journal {
         }
         self.end = header;
         self.applied = header;
+        self.newest = None;
         self.untidy = true;
         self.tidy()?;
         // The length counts as well.

@@ -141,6 +141,17 @@ impl Replicas {
         Ok(())
     }
 
+    /// The verified epoch is not committed after all: its writes must never reach the images.
+    ///
+    /// # Errors
+    /// The journal's.
+    pub(crate) fn withdraw(&mut self, epoch: u64) -> Result<(), JournalError> {
+        match &mut self.inner {
+            Some((_, journal)) => journal.withdraw(epoch),
+            None => Ok(()),
+        }
+    }
+
     /// Brings the images up to the journal. When it has grown long, it is emptied.
     ///
     /// # Errors
