@@ -103,6 +103,8 @@ pub struct Encoder {
     zeroes: Range<u32>,
     disk: Packing,
     counts: Counts,
+    /// The pages of the last epoch that were not like their last sent version.
+    changed: Vec<u32>,
     page: Box<[u8; PAGE]>,
 }
 
@@ -127,6 +129,7 @@ impl Encoder {
             zeroes: 0..0,
             disk: Packing::new(),
             counts: Counts::default(),
+            changed: Vec::new(),
             page: Box::new(ZERO),
         }
     }
@@ -190,8 +193,13 @@ impl Encoder {
         epoch: &Staging,
         sink: &mut impl FnMut(u32, &[u8]) -> Result<(), E>,
     ) -> Result<Sealed, E> {
+        self.changed.clear();
         for (number, page) in epoch.copied() {
+            let same = self.counts.same;
             self.page(number, page, true, sink)?;
+            if self.counts.same == same {
+                self.changed.push(number);
+            }
         }
         self.end_zeroes(sink)?;
         self.machine_state(epoch.machine_state(), sink)?;
@@ -204,6 +212,12 @@ impl Encoder {
             bytes: total.bytes,
             counts: std::mem::take(&mut self.counts),
         })
+    }
+
+    /// The numbers of the pages of the last [encoded](Self::encode) epoch whose content was not known to be what it had
+    /// been before, in the order of copying.
+    pub fn changed(&self) -> &[u32] {
+        &self.changed
     }
 
     fn page<E>(

@@ -92,6 +92,11 @@ impl Staging {
         self.numbers.len()
     }
 
+    /// Their numbers, in the order of copying.
+    pub fn page_numbers(&self) -> &[u32] {
+        &self.numbers
+    }
+
     /// The copied pages with their numbers, in the order of copying.
     pub(crate) fn copied(&self) -> impl Iterator<Item = (u32, &[u8; PAGE])> {
         let pages = self.chunks.iter().flat_map(|chunk| chunk.iter());

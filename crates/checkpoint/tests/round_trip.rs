@@ -83,6 +83,7 @@ fn an_epoch_in_which_nothing_changed_has_no_parts() {
     life.state = (20_000, 30_000);
     let (parts, sealed) = primary.live(&life);
     assert_eq!(sealed.counts.unknown, PAGES as u64);
+    assert_eq!(primary.encoder.changed(), primary.staging.page_numbers());
     backup.receive(1, &parts, &sealed).unwrap();
     backup.apply().unwrap();
 
@@ -91,6 +92,7 @@ fn an_epoch_in_which_nothing_changed_has_no_parts() {
     let (parts, sealed) = primary.live(&idle);
     assert!(parts.is_empty());
     assert_eq!(sealed.counts.same, PAGES as u64);
+    assert!(primary.encoder.changed().is_empty());
     assert_eq!((sealed.bytes, sealed.digest), (0, 0));
     backup.receive(2, &parts, &sealed).unwrap();
     assert_eq!(backup.apply(), Some(2));

@@ -19,7 +19,7 @@ use crate::{
 };
 use guest::Held;
 use romulus_checkpoint::{Encoder, Staging};
-use romulus_machine::{DirtyPages, Error, Ports};
+use romulus_machine::{Error, PageSet, Ports, WarmPages};
 use romulus_network::announce::Schedule;
 use romulus_protocol::{
     control::{Control, Cost},
@@ -37,6 +37,9 @@ use std::{
 
 /// Pages for which a new staging has room at once.
 const STAGING: usize = 4096;
+/// Pages that stay writable at most: what copying them takes in every pause stays in the order of
+/// milliseconds.
+const WARM: usize = 4096;
 
 /// The session that is being filled.
 struct Session {
@@ -44,7 +47,9 @@ struct Session {
     outbox: Arc<Outbox>,
     copied: Arc<AtomicBool>,
     control: Control,
-    dirty: DirtyPages,
+    dirty: PageSet,
+    /// Told by the link's writer what had changed; asked at each seal.
+    warm: Arc<Mutex<WarmPages>>,
 }
 
 /// See the module's text.
@@ -237,7 +242,7 @@ impl Driver {
         paused.start_tracking()?;
         self.disks.set_active(true);
         let memory = paused.memory().clone();
-        let dirty = DirtyPages::new(&memory);
+        let dirty = PageSet::new(&memory);
         self.held = Held::Running(paused.resume()?);
         let copied = Arc::new(AtomicBool::new(false));
         let resync = Resync::new(id, &self.builder.disks(), &self.disks)
@@ -250,6 +255,9 @@ impl Driver {
         figures
             .to_copy
             .store(memory.pages() as u64, Ordering::Relaxed);
+        let costs = self.settings.tracking;
+        let patience = WarmPages::patience(costs.first_write, costs.copy);
+        let warm = Arc::new(Mutex::new(WarmPages::new(&memory, patience, WARM)));
         let shadow = usize::try_from(self.settings.shadow).unwrap_or(usize::MAX);
         outbox.push(Item::Open(Box::new(Stream {
             id,
@@ -260,6 +268,7 @@ impl Driver {
             resync,
             full: false,
             copied: Arc::clone(&copied),
+            warm: Arc::clone(&warm),
         })));
         self.session = Some(Session {
             id,
@@ -267,6 +276,7 @@ impl Driver {
             copied,
             control,
             dirty,
+            warm,
         });
         Ok(())
     }
@@ -333,15 +343,19 @@ impl Driver {
         let staging = self.node.spare().unwrap_or_else(|| Staging::new(STAGING));
         let copied = &session.copied;
         *lock(&self.sealed) = Some(now);
+        // Taken before the pause: the writer may hold it for a moment.
+        let warm = lock(&session.warm);
         let sealed = epoch::seal(
             machine,
             &self.node,
             &self.node.output,
             &self.disks,
             &mut session.dirty,
+            &warm,
             staging,
             || copied.load(Ordering::Acquire),
         );
+        drop(warm);
         let (machine, ended) = match sealed {
             Ok(done) => done,
             Err(Error::Stopped(_)) => return Flow::Go,
@@ -352,7 +366,8 @@ impl Driver {
             ended.resumed,
             Cost {
                 pause: ended.pause,
-                faults: self.settings.fault * u32::try_from(ended.dirty).unwrap_or(u32::MAX),
+                faults: self.settings.tracking.first_write
+                    * u32::try_from(ended.first_writes).unwrap_or(u32::MAX),
                 taken,
                 dirty_pages: ended.dirty as u64,
                 held_output: ended.seal.held,

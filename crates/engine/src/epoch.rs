@@ -9,7 +9,7 @@ use crate::{
     phases::Phase,
 };
 use romulus_checkpoint::Staging;
-use romulus_machine::{DirtyPages, Error, Machine};
+use romulus_machine::{Error, Machine, PageSet, WarmPages};
 use romulus_protocol::{
     host::{Event, Sealed},
     time::Time,
@@ -23,8 +23,10 @@ pub(crate) struct Ended {
     pub(crate) resumed: Time,
     /// How long it stood.
     pub(crate) pause: Duration,
-    /// Pages that it had changed.
+    /// Pages that it may have changed.
     pub(crate) dirty: usize,
+    /// Of these, the pages whose first write left the guest.
+    pub(crate) first_writes: usize,
     /// What became of its output.
     pub(crate) seal: Seal,
     times: [Duration; 6],
@@ -59,14 +61,15 @@ pub(crate) fn seal(
     node: &Node,
     output: &Output,
     disks: &WriteLog,
-    dirty: &mut DirtyPages,
+    dirty: &mut PageSet,
+    warm: &WarmPages,
     mut staging: Staging,
     complete: impl FnOnce() -> bool,
 ) -> Result<(Machine, Ended), Error> {
     let begun = Instant::now();
     let mut paused = machine.pause()?;
     let parked = Instant::now();
-    paused.harvest(dirty)?;
+    let first_writes = paused.harvest_but(dirty, warm.pages())?;
     let harvested = Instant::now();
     staging.clear();
     staging.copy(paused.memory(), dirty.iter());
@@ -93,6 +96,7 @@ pub(crate) fn seal(
         resumed: clock::now(),
         pause: end - begun,
         dirty: dirty.count(),
+        first_writes,
         seal,
         times: [
             stop.park,

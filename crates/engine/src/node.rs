@@ -33,7 +33,8 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 /// What all threads of one engine share.
 ///
 /// Locks are taken in this order, and none is held while an earlier one is taken: the replica's,
-/// the host's, then any of the others.
+/// the host's, then any of the others. (The warm pages' comes before all of them at a seal; their
+/// link's writer takes it alone.)
 pub(crate) struct Node {
     host: Mutex<Host>,
     pub(crate) orders: Arc<Orders>,

@@ -7,11 +7,11 @@ use crate::{
     clock,
     disks::{DiskError, Resync},
     link::{Closer, LinkError, Sender},
-    node::Node,
+    node::{Node, lock},
     phases::Phase,
 };
 use romulus_checkpoint::{Encoder, Staging};
-use romulus_machine::Memory;
+use romulus_machine::{Memory, WarmPages};
 use romulus_protocol::{
     id::{Epoch, SessionId},
     message::{Checkpoint, Message},
@@ -66,6 +66,8 @@ pub(crate) struct Stream {
     pub(crate) full: bool,
     /// Every page has been read since the session began, and all that differs on the disks.
     pub(crate) copied: Arc<AtomicBool>,
+    /// Told which pages had changed.
+    pub(crate) warm: Arc<Mutex<WarmPages>>,
 }
 
 #[derive(Default)]
@@ -279,6 +281,8 @@ impl Writer {
         let sealed = stream
             .encoder
             .encode(staging, &mut |index, bytes| out.send(index, bytes))?;
+        // Before the end is sent: the guest's next pause cannot come before its answer.
+        lock(&stream.warm).judge(staging.page_numbers(), stream.encoder.changed());
         stream.epoch = checkpoint.epoch.next();
         stream.full = false;
         checkpoint.parts = sealed.parts;

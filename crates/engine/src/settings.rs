@@ -2,10 +2,10 @@
 
 use crate::{disks::WritableDisk, identity::Public};
 use romulus_machine::{
-    Error, Likeness, Paused, Ports, TapWriter, config::Config, likeness, tiny::Tiny,
+    Error, Likeness, Paused, Ports, TapWriter, TrackingCosts, config::Config, likeness, tiny::Tiny,
 };
 use romulus_protocol::{control::Limits, id::MachineId, timing::Timing};
-use std::{io::Write, net::SocketAddr, path::PathBuf, time::Duration};
+use std::{io::Write, net::SocketAddr, path::PathBuf};
 
 /// All that does not change in a process's life. The binary reads it from the machine file.
 #[derive(Clone, Debug)]
@@ -36,9 +36,9 @@ pub struct Settings {
     pub lock_memory: bool,
     /// A guest that resets is started anew, as a computer is; else the machine ends.
     pub reboot: bool,
-    /// What the first write to a page costs the guest while pages are tracked: the control law's
-    /// estimate.
-    pub fault: Duration,
+    /// What tracking the guest's pages costs on this host: for the control law, and to choose the
+    /// pages that stay writable.
+    pub tracking: TrackingCosts,
 }
 
 impl Settings {

@@ -13,7 +13,7 @@
 //! Exit status: 0 all pages were seen, 1 some were missed, 2 something failed.
 
 use romulus_machine::{
-    DirtyPages, Error, Exit, Handle, Machine, Memory, Paused,
+    Error, Exit, Handle, Machine, Memory, PageSet, Paused, WarmPages,
     config::{Config, Disk, Nic},
     memory::PAGE,
 };
@@ -175,8 +175,9 @@ impl Replica {
         memory.page_is(page, self.pages.get(&page).map_or(&[0; PAGE], |p| p))
     }
 
-    fn take(&mut self, memory: &Memory, page: usize) {
-        if !self.agrees(memory, page) {
+    fn take(&mut self, memory: &Memory, page: usize) -> bool {
+        let changed = !self.agrees(memory, page);
+        if changed {
             memory.read_page(
                 page,
                 self.pages
@@ -184,6 +185,7 @@ impl Replica {
                     .or_insert_with(|| Box::new([0; PAGE])),
             );
         }
+        changed
     }
 
     /// Pages that differ; they are taken, so that each is told once.
@@ -221,6 +223,12 @@ struct Sums {
     state: usize,
 }
 
+/// How long pages stay writable after their last change, in epochs, so that all ways of a page are gone: a page gets warm,
+/// stays, rests, and is noted again.
+const PATIENCE: u32 = 4;
+/// How many pages stay writable.
+const WARM: usize = 4096;
+
 /// Runs the epochs.
 fn audit(mut machine: Machine, options: &Options) -> Result<(Paused, Sums)> {
     let handle = machine.handle();
@@ -234,7 +242,9 @@ fn audit(mut machine: Machine, options: &Options) -> Result<(Paused, Sums)> {
     let mut paused = machine.pause()?;
     paused.start_tracking()?;
     let mut replica = Replica::of(paused.memory());
-    let mut dirty = DirtyPages::new(paused.memory());
+    let mut dirty = PageSet::new(paused.memory());
+    let mut warm = WarmPages::new(paused.memory(), PATIENCE, WARM);
+    let (mut harvested, mut changed) = (Vec::new(), Vec::new());
     let mut state = Vec::new();
     let mut sums = Sums::default();
     let end = Instant::now() + Duration::from_secs(options.seconds);
@@ -247,14 +257,21 @@ fn audit(mut machine: Machine, options: &Options) -> Result<(Paused, Sums)> {
         let start = Instant::now();
         paused = machine.pause()?;
         let parked = Instant::now();
-        paused.harvest(&mut dirty)?;
-        let harvested = Instant::now();
+        paused.harvest_but(&mut dirty, warm.pages())?;
+        let read = Instant::now();
         state.clear();
         paused.capture(&mut state)?;
         let captured = Instant::now();
+        harvested.clear();
+        changed.clear();
         for page in dirty.iter() {
-            replica.take(paused.memory(), page);
+            let number = u32::try_from(page)?;
+            harvested.push(number);
+            if replica.take(paused.memory(), page) {
+                changed.push(number);
+            }
         }
+        warm.judge(&harvested, &changed);
         let missed = replica.audit(paused.memory());
         if !missed.is_empty() {
             let shown: Vec<_> = missed
@@ -272,8 +289,8 @@ fn audit(mut machine: Machine, options: &Options) -> Result<(Paused, Sums)> {
         sums.pages += dirty.count() as u64;
         sums.missed += missed.len() as u64;
         sums.pause += parked - start;
-        sums.harvest += harvested - parked;
-        sums.capture += captured - harvested;
+        sums.harvest += read - parked;
+        sums.capture += captured - read;
         sums.state = state.len();
     }
     Ok((paused, sums))

@@ -12,11 +12,11 @@ use crate::{
     chipset::Chipset,
     config::Config,
     devices::{Devices, TapWriter},
-    dirty::DirtyPages,
     error::kvm,
     exit::ExitLatch,
     ioctl,
     memory::Memory,
+    page_set::PageSet,
     ports::Ports,
     state::{Reader, Writer, kind},
     vcpu::Team,
@@ -51,6 +51,10 @@ struct Core {
     cpuid: Vec<kvm_cpuid_entry2>,
     vcpus: u8,
     tracking: bool,
+    /// Pages that the last harvest left in KVM's log.
+    left: usize,
+    /// Room for the pages that a harvest takes out of KVM's log.
+    taken: PageSet,
     life: Life,
 }
 
@@ -311,6 +315,7 @@ impl Paused {
             build::set_slot(&self.core.vm, region, flags)?;
         }
         self.core.tracking = on;
+        self.core.left = 0;
         Ok(())
     }
 
@@ -321,29 +326,59 @@ impl Paused {
     /// # Errors
     /// Tracking is off, `into` was made for another machine's memory, or KVM refuses; after the last, the log may have
     /// lost pages, so that all of memory must be taken as changed.
-    pub fn harvest(&mut self, into: &mut DirtyPages) -> Result<(), Error> {
-        let core = &self.core;
+    pub fn harvest(&mut self, into: &mut PageSet) -> Result<(), Error> {
+        self.harvest_log(into, None).map(|_| ())
+    }
+
+    /// As [`Self::harvest`], but pages of `warm` that the guest has written stay writable: its next write to them is
+    /// not noted, costs it nothing, and each harvest gives them until one is made in which they are not warm. Gives the
+    /// number of pages that the guest wrote first since the last harvest: each left the guest once.
+    ///
+    /// # Errors
+    /// As [`Self::harvest`]; `warm` was made for another machine's memory.
+    pub fn harvest_but(&mut self, into: &mut PageSet, warm: &PageSet) -> Result<usize, Error> {
+        self.harvest_log(into, Some(warm))
+    }
+
+    fn harvest_log(&mut self, into: &mut PageSet, warm: Option<&PageSet>) -> Result<usize, Error> {
+        let core = &mut self.core;
         if !core.tracking {
             return Err(Error::Invalid(
                 "pages can be harvested only while they are tracked".into(),
             ));
         }
-        if !into.fits(&core.memory) {
+        if !into.fits(&core.memory) || warm.is_some_and(|warm| !warm.fits(&core.memory)) {
             return Err(Error::Invalid(
                 "a set of pages of another machine's memory".into(),
             ));
         }
+        let (mut found, mut left) = (0, 0);
         for (index, region) in core.memory.regions().iter().enumerate() {
-            let words = into.words(index);
+            let words = into.words_mut(index);
             ioctl::get_dirty_log(&*core.vm, region.slot, words)
                 .map_err(kvm("KVM_GET_DIRTY_LOG"))?;
+            let taken = core.taken.words_mut(index);
+            for (n, (taken, word)) in taken.iter_mut().zip(&*words).enumerate() {
+                let stays = warm.map_or(0, |warm| warm.words(index)[n] & word);
+                *taken = word & !stays;
+                found += word.count_ones() as usize;
+                left += stays.count_ones() as usize;
+            }
+            // Few of many words: the kernel looks at all that it is given.
+            if let Some(first) = taken.iter().position(|word| *word != 0) {
+                let last = taken.iter().rposition(|word| *word != 0).unwrap_or(first);
+                ioctl::clear_dirty_log(&*core.vm, region.slot, first * 64, &taken[first..=last])
+                    .map_err(kvm("KVM_CLEAR_DIRTY_LOG"))?;
+            }
             // KVM does not see what user space writes.
             core.memory
                 .log(index)
                 .take(|word, bits| words[word] |= bits);
         }
         into.recount();
-        Ok(())
+        let written_first = found - core.left.min(found);
+        core.left = left;
+        Ok(written_first)
     }
 
     /// The handle that works from any thread.

@@ -10,7 +10,7 @@ mod replica;
 use common::kvm_is_there;
 use replica::Replica;
 use romulus_machine::{
-    DirtyPages, Exit, Paused,
+    Exit, Memory, PageSet, Paused, WarmPages,
     memory::PAGE,
     tiny::{FIRST_FREE_PAGE, Tiny},
 };
@@ -78,12 +78,14 @@ fn run(guest: &Tiny, mut paused: Paused, rounds: u64, mut look: impl FnMut(&mut 
     }
 }
 
-/// Runs epochs, each compared in full, and returns how many pages all harvests found.
+/// Runs epochs, each compared in full, and returns how many pages all harvests found. Every page is warm in some
+/// epochs, and not in others.
 fn audit(guest: &Tiny, epochs: u32) -> u64 {
     let mut paused = guest.boot().unwrap();
+    let mut warm = PageSet::new(paused.memory());
     paused.start_tracking().unwrap();
     let mut replica = Replica::of(paused.memory());
-    let mut dirty = DirtyPages::new(paused.memory());
+    let mut dirty = PageSet::new(paused.memory());
     let mut found = 0;
     for epoch in 0..epochs {
         // The second round can only begin when the first has written every page.
@@ -92,13 +94,55 @@ fn audit(guest: &Tiny, epochs: u32) -> u64 {
             // A device's write, on a page that the guest does not touch.
             let own = GuestAddress(0x10_0000 + u64::from(epoch % 16) * PAGE as u64);
             paused.memory().ram().write_obj(epoch + 1, own).unwrap();
-            paused.harvest(&mut dirty).unwrap();
+            for page in 0..paused.memory().pages() {
+                if (page + epoch as usize).is_multiple_of(3) {
+                    warm.insert(page);
+                } else {
+                    warm.remove(page);
+                }
+            }
+            paused.harvest_but(&mut dirty, &warm).unwrap();
             let missed = replica.epoch(paused.memory(), &dirty);
             assert_eq!(missed, [0usize; 0], "epoch {epoch}");
             found += dirty.count() as u64;
         });
     }
     found
+}
+
+#[test]
+fn a_warm_page_costs_no_first_write_and_is_in_every_harvest() {
+    if !kvm_is_there("a_warm_page_costs_no_first_write_and_is_in_every_harvest") {
+        return;
+    }
+    let guest = small(2);
+    let pages = 2 * 300;
+    let mut paused = guest.boot().unwrap();
+    paused.start_tracking().unwrap();
+    let mut dirty = PageSet::new(paused.memory());
+    let mut warm = WarmPages::new(paused.memory(), 8, pages * 2);
+    let mut firsts = Vec::new();
+    for _ in 0..6 {
+        paused = run(&guest, paused, 2, |_| {});
+        firsts.push(paused.harvest_but(&mut dirty, warm.pages()).unwrap());
+        let numbers: Vec<_> = dirty
+            .iter()
+            .map(|page| u32::try_from(page).unwrap())
+            .collect();
+        warm.judge(&numbers, &numbers);
+    }
+    assert!(firsts[0] >= pages && firsts[1] >= pages, "{firsts:?}");
+    assert!(firsts[3..].iter().all(|n| *n < 50), "{firsts:?}");
+    // It is in the harvest whether the guest wrote or not, until it is warm no more.
+    paused.harvest_but(&mut dirty, warm.pages()).unwrap();
+    assert!(dirty.count() >= pages);
+    paused.harvest(&mut dirty).unwrap();
+    assert!(dirty.count() >= pages);
+    paused.harvest(&mut dirty).unwrap();
+    assert!(dirty.is_empty(), "{}", dirty.count());
+    paused = run(&guest, paused, 2, |_| {});
+    let nothing = PageSet::new(paused.memory());
+    assert!(paused.harvest_but(&mut dirty, &nothing).unwrap() >= pages);
 }
 
 #[test]
@@ -136,9 +180,11 @@ fn a_harvest_starts_anew() {
     }
     let guest = small(1);
     let mut paused = guest.boot().unwrap();
-    let mut dirty = DirtyPages::new(paused.memory());
+    let mut dirty = PageSet::new(paused.memory());
     assert!(paused.harvest(&mut dirty).is_err(), "tracking is off");
+    let foreign = PageSet::new(&Memory::new(256 * MIB).unwrap());
     paused.start_tracking().unwrap();
+    assert!(paused.harvest_but(&mut dirty, &foreign).is_err());
     paused.harvest(&mut dirty).unwrap();
     assert!(
         dirty.is_empty(),

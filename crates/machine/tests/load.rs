@@ -4,7 +4,7 @@ mod common;
 
 use common::kvm_is_there;
 use romulus_machine::{
-    DirtyPages, Error, Paused, Ports, likeness,
+    Error, PageSet, Paused, Ports, likeness,
     memory::PAGE,
     tiny::{FIRST_FREE_PAGE, Tiny},
 };
@@ -201,7 +201,7 @@ fn locked_memory_is_tracked_page_by_page() {
             return;
         }
     };
-    let mut dirty = DirtyPages::new(paused.memory());
+    let mut dirty = PageSet::new(paused.memory());
     for _ in 0..3 {
         paused.stop_tracking().unwrap();
         paused = run(&guest, paused, 2);

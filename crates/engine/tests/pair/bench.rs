@@ -221,7 +221,7 @@ impl Bench {
             queue: 1 << 20,
             lock_memory: false,
             reboot: true,
-            fault: romulus_machine::first_write_cost().unwrap(),
+            tracking: romulus_machine::tracking_costs().unwrap(),
         };
         let builder = Arc::new(Watched {
             tiny: self.options.tiny.clone(),

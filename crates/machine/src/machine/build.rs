@@ -10,12 +10,14 @@ use crate::{
     error::kvm,
     exit::ExitLatch,
     memory::{Memory, Region},
+    page_set::PageSet,
     ports::Ports,
     vcpu::{Bus, Caps, Team, Vcpu, cpuid},
 };
 use kvm_bindings::{
-    KVM_CAP_PMU_CAPABILITY, KVM_MAX_CPUID_ENTRIES, KVM_MEM_READONLY, KVM_PMU_CAP_DISABLE,
-    kvm_cpuid_entry2, kvm_enable_cap, kvm_userspace_memory_region,
+    KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, KVM_CAP_PMU_CAPABILITY, KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE,
+    KVM_MAX_CPUID_ENTRIES, KVM_MEM_READONLY, KVM_PMU_CAP_DISABLE, kvm_cpuid_entry2, kvm_enable_cap,
+    kvm_userspace_memory_region,
 };
 use kvm_ioctls::{Cap, IoEventAddress, Kvm, VcpuFd, VmFd};
 use std::{
@@ -99,6 +101,7 @@ impl Parts {
         let kvm = open()?;
         let vm = Arc::new(kvm.create_vm().map_err(self::kvm("KVM_CREATE_VM"))?);
         disable_performance_counters(&vm);
+        protect_by_hand(&vm)?;
         vm.set_tss_address(TSS)
             .map_err(self::kvm("KVM_SET_TSS_ADDR"))?;
         let chipset = Arc::new(Chipset::new(Arc::clone(&vm), console)?);
@@ -153,6 +156,7 @@ impl Parts {
             devices: Arc::clone(&self.devices),
             exits: Box::new(team.exit_counter()),
         });
+        let taken = PageSet::new(&self.memory);
         Ok(Core {
             team,
             shared,
@@ -164,6 +168,8 @@ impl Parts {
             cpuid: self.cpuid,
             vcpus: config.vcpus,
             tracking: false,
+            left: 0,
+            taken,
             life,
         })
     }
@@ -231,6 +237,17 @@ pub(super) fn disable_performance_counters(vm: &VmFd) {
     if let Err(error) = vm.enable_cap(&disable) {
         tracing::debug!(%error, "KVM keeps the performance counters");
     }
+}
+
+/// Leaves it to this process which pages are write-protected again, and when.
+fn protect_by_hand(vm: &VmFd) -> Result<(), Error> {
+    let by_hand = kvm_enable_cap {
+        cap: KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2,
+        args: [KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE.into(), 0, 0, 0],
+        ..Default::default()
+    };
+    vm.enable_cap(&by_hand)
+        .map_err(kvm("KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2 (Linux 5.2)"))
 }
 
 /// Tells KVM about a region of memory, or changes its flags.

@@ -1,6 +1,6 @@
 //! The other side of an audit.
 
-use romulus_machine::{DirtyPages, Memory, memory::PAGE};
+use romulus_machine::{Memory, PageSet, memory::PAGE};
 
 /// A copy of memory that only ever gets what harvests say.
 pub(crate) struct Replica {
@@ -31,7 +31,7 @@ impl Replica {
     }
 
     /// Copies what a harvest found, then compares everything: the pages that differ were missed.
-    pub(crate) fn epoch(&mut self, memory: &Memory, dirty: &DirtyPages) -> Vec<usize> {
+    pub(crate) fn epoch(&mut self, memory: &Memory, dirty: &PageSet) -> Vec<usize> {
         for page in dirty.iter() {
             self.take(memory, page);
         }

@@ -1,18 +1,18 @@
-//! Which pages have changed since the last harvest.
+//! Sets of page numbers: which pages have changed, which are to stay writable.
 
 use crate::memory::Memory;
 
-/// A reusable set of page numbers: a harvest fills it, and nothing is allocated after it was made.
+/// A reusable set of page numbers. Nothing is allocated after it was made.
 ///
 /// Pages are numbered as in [`Memory`]: contiguous over both of its ranges.
 #[derive(Debug)]
-pub struct DirtyPages {
+pub struct PageSet {
     /// For each range of memory, the number of its first page and one bit for each of its pages.
     ranges: Vec<(usize, Vec<u64>)>,
     count: usize,
 }
 
-impl DirtyPages {
+impl PageSet {
     /// An empty set for the pages of `memory`.
     pub fn new(memory: &Memory) -> Self {
         Self {
@@ -37,16 +37,42 @@ impl DirtyPages {
 
     /// Whether page number `page` is in it.
     pub fn contains(&self, page: usize) -> bool {
-        self.ranges
-            .iter()
-            .rev()
-            .find(|(first, _)| page >= *first)
-            .and_then(|(first, words)| {
-                words
-                    .get((page - first) / 64)
-                    .map(|w| w >> ((page - first) % 64))
-            })
-            .is_some_and(|bits| bits & 1 != 0)
+        let found = self.ranges.iter().rev().find(|(first, _)| page >= *first);
+        found.is_some_and(|(first, words)| {
+            let word = words.get((page - first) / 64);
+            word.is_some_and(|word| word & bit(page - first) != 0)
+        })
+    }
+
+    /// Puts page number `page` into it; says whether it was not in it before. A page that the memory does not have is
+    /// put nowhere.
+    pub fn insert(&mut self, page: usize) -> bool {
+        let Some((word, bit)) = self.place(page) else {
+            return false;
+        };
+        let new = *word & bit == 0;
+        *word |= bit;
+        self.count += usize::from(new);
+        new
+    }
+
+    /// Takes page number `page` out of it; says whether it was in it.
+    pub fn remove(&mut self, page: usize) -> bool {
+        let Some((word, bit)) = self.place(page) else {
+            return false;
+        };
+        let old = *word & bit != 0;
+        *word &= !bit;
+        self.count -= usize::from(old);
+        old
+    }
+
+    /// The word and the bit of a page.
+    fn place(&mut self, page: usize) -> Option<(&mut u64, u64)> {
+        let mut ranges = self.ranges.iter_mut().rev();
+        let (first, words) = ranges.find(|(first, _)| page >= *first)?;
+        let word = words.get_mut((page - *first) / 64)?;
+        Some((word, bit(page - *first)))
     }
 
     /// The numbers of its pages, rising.
@@ -69,8 +95,13 @@ impl DirtyPages {
         })
     }
 
+    /// The words of range number `index`.
+    pub(crate) fn words(&self, index: usize) -> &[u64] {
+        &self.ranges[index].1
+    }
+
     /// The words of range number `index`, to be filled; then [`Self::recount`].
-    pub(crate) fn words(&mut self, index: usize) -> &mut [u64] {
+    pub(crate) fn words_mut(&mut self, index: usize) -> &mut [u64] {
         &mut self.ranges[index].1
     }
 
@@ -97,18 +128,41 @@ impl DirtyPages {
     }
 }
 
+/// The bit of page number `page` of a range in its word.
+fn bit(page: usize) -> u64 {
+    1 << (page % 64)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
+    fn pages_go_in_and_out_one_by_one() {
+        let memory = Memory::new(3074 << 20).unwrap();
+        let mut set = PageSet::new(&memory);
+        let pages = [0, 63, 64, 0xc_0000 - 1, 0xc_0000, memory.pages() - 1];
+        for page in pages {
+            assert!(!set.remove(page) && set.insert(page) && !set.insert(page));
+        }
+        assert_eq!(set.iter().collect::<Vec<_>>(), pages);
+        assert_eq!(set.count(), pages.len());
+        assert!(set.remove(64) && !set.contains(64) && !set.remove(64));
+        assert_eq!(set.count(), pages.len() - 1);
+        for nowhere in [memory.pages(), usize::MAX] {
+            assert!(!set.insert(nowhere) && !set.remove(nowhere));
+        }
+        assert_eq!(set.count(), pages.len() - 1);
+    }
+
+    #[test]
     fn pages_of_both_ranges_come_out_in_order() {
         let memory = Memory::new(3074 << 20).unwrap();
-        let mut dirty = DirtyPages::new(&memory);
+        let mut dirty = PageSet::new(&memory);
         assert!(dirty.is_empty());
-        dirty.words(0)[0] = 0b101;
-        *dirty.words(0).last_mut().unwrap() = 1 << 63;
-        dirty.words(1)[1] = 1 << 3;
+        dirty.words_mut(0)[0] = 0b101;
+        *dirty.words_mut(0).last_mut().unwrap() = 1 << 63;
+        dirty.words_mut(1)[1] = 1 << 3;
         dirty.recount();
         let first = 0xc_0000;
         assert_eq!(
