@@ -10,8 +10,11 @@ mod protected_tests;
 mod shared;
 mod supervisor;
 #[cfg(test)]
+mod testing;
+#[cfg(test)]
 mod tests;
 mod typing;
+mod waiters;
 
 pub(crate) use protect::part;
 

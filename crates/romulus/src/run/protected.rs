@@ -8,9 +8,10 @@ use super::{
     guest::Port,
     shared::Shared,
     supervisor::{self, End, Event, Step},
+    waiters::Waiters,
 };
 use crate::{
-    api::model::{Command, Ended, Refusal, Reply, State},
+    api::model::{Command, Refusal, State},
     exit::{Code, Failure},
 };
 use romulus_engine::Ended as EngineEnded;
@@ -80,8 +81,7 @@ pub(super) struct Protected {
     stage: Stage,
     /// The guest asked for a reset and does not run again yet.
     resetting: bool,
-    /// Who waits for the end.
-    waiting: Vec<Reply<Ended>>,
+    waiters: Waiters,
 }
 
 impl Protected {
@@ -98,7 +98,7 @@ impl Protected {
             interactive,
             stage: Stage::Up,
             resetting: false,
-            waiting: Vec::new(),
+            waiters: Waiters::default(),
         }
     }
 
@@ -107,14 +107,7 @@ impl Protected {
         let result = self.lives();
         self.shared.set_port(None);
         self.shared.set_protector(None);
-        let ended = match &result {
-            Ok(end) => Ended::new(end.code, &*end.text),
-            Err(failure) => Ended::new(failure.code, format!("{:#}", failure.error)),
-        };
-        for reply in self.waiting.drain(..) {
-            // Who asked may have left.
-            let _ = reply.send(Ok(ended.clone()));
-        }
+        self.waiters.tell(&result);
         result
     }
 
@@ -195,7 +188,7 @@ impl Protected {
     fn command(&mut self, engine: &dyn Protector, command: Command) {
         let (reply, result) = match command {
             Command::Stop(timeout, reply) => {
-                self.waiting.push(reply);
+                self.waiters.add(reply);
                 return self.stop(engine, timeout);
             }
             Command::PowerButton(reply) => {

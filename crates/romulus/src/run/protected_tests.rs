@@ -3,15 +3,13 @@
 use super::{
     cover::Protector,
     guest::Port,
-    protected::{News, Protected, Start},
-    shared::Shared,
+    protected::{News, Protected},
     supervisor::{End, Event},
+    testing::{LONG, Running},
 };
 use crate::{
     api::model::{Command, Control as _, Ended, Refusal, State},
-    config::MachineFile,
-    console::hub::Hub,
-    exit::{Code, Failure},
+    exit::Code,
 };
 use romulus_engine::{Ended as EngineEnded, OutputFigures, PhaseTimes, Status};
 use romulus_machine::{Exit, Statistics};
@@ -23,19 +21,15 @@ use romulus_protocol::{
 };
 use signal_hook::consts::SIGTERM;
 use std::{
-    path::Path,
     sync::{
         Arc, Mutex,
         atomic::{AtomicU32, Ordering},
         mpsc,
     },
-    thread::{self, JoinHandle},
+    thread,
     time::{Duration, Instant},
 };
 use tokio::sync::oneshot;
-
-/// No step of a test takes this long.
-const LONG: Duration = Duration::from_secs(20);
 
 const FILE: &str = include_str!("../../../../docs/examples/protected.toml");
 
@@ -149,20 +143,10 @@ impl Protector for EngineHandle {
     }
 }
 
-struct Running {
-    shared: Arc<Shared>,
-    thread: JoinHandle<Result<End, Failure>>,
-    engines: mpsc::Receiver<Arc<Engine>>,
-}
-
-impl Running {
-    fn start(keys: &str) -> (Self, Arc<Engine>) {
-        let text = format!("{keys}\n{FILE}");
-        let file = MachineFile::parse(&text, Path::new("f"), Path::new("/"))
-            .unwrap_or_else(|error| panic!("{error}"));
-        let (events, inbox) = mpsc::channel();
-        let shared = Arc::new(Shared::new(file, 1, Hub::new(false), events));
-        let (made, engines) = mpsc::channel();
+/// Starts a supervisor of fake engines; gives the first of them, too.
+fn start(keys: &str) -> (Running<Engine>, Arc<Engine>) {
+    let text = format!("{keys}\n{FILE}");
+    let running = Running::start(&text, 1, |shared, inbox, made| {
         let start = move |events: mpsc::Sender<Event>| {
             let engine = Arc::new(Engine {
                 status: Mutex::new(waiting()),
@@ -174,62 +158,16 @@ impl Running {
             let _ = made.send(Arc::clone(&engine));
             Ok(Arc::new(EngineHandle(engine)) as Arc<dyn Protector>)
         };
-        let thread = {
-            let shared = Arc::clone(&shared);
-            thread::spawn(move || {
-                Protected::new(shared, inbox, Box::new(start) as Start, false).run()
-            })
-        };
-        let running = Self {
-            shared,
-            thread,
-            engines,
-        };
-        let engine = running.engine();
-        running.wait_state(State::Standby);
-        (running, engine)
-    }
-
-    fn engine(&self) -> Arc<Engine> {
-        self.engines.recv_timeout(LONG).expect("an engine is made")
-    }
-
-    fn send(&self, event: Event) {
-        self.shared.events.send(event).unwrap();
-    }
-
-    fn wait_state(&self, state: State) {
-        let deadline = Instant::now() + LONG;
-        while self.shared.state() != state {
-            assert!(
-                Instant::now() < deadline,
-                "never {state:?}, is {:?}",
-                self.shared.state()
-            );
-            thread::yield_now();
-        }
-    }
-
-    fn ask(
-        &self,
-        command: impl FnOnce(oneshot::Sender<Result<(), Refusal>>) -> Command,
-    ) -> Result<(), Refusal> {
-        let (reply, answer) = oneshot::channel();
-        self.send(Event::Command(command(reply)));
-        answer.blocking_recv().expect("an answer")
-    }
-
-    fn end(self) -> End {
-        self.thread
-            .join()
-            .unwrap()
-            .unwrap_or_else(|failure| panic!("{:#}", failure.error))
-    }
+        Protected::new(shared, inbox, Box::new(start), false).run()
+    });
+    let engine = running.next_fake();
+    running.wait_state(State::Standby);
+    (running, engine)
 }
 
 #[test]
 fn who_stands_by_ends_with_0_and_presses_nothing() {
-    let (running, engine) = Running::start("");
+    let (running, engine) = start("");
     running.send(Event::Signal(SIGTERM));
     wait(&engine.stops);
     engine.tell(News::Ended(EngineEnded::Stopped));
@@ -241,7 +179,7 @@ fn who_stands_by_ends_with_0_and_presses_nothing() {
 
 #[test]
 fn a_stopped_primary_ends_when_the_engine_says_that_nobody_takes_over() {
-    let (running, engine) = Running::start("stop_timeout = '1 h'");
+    let (running, engine) = start("stop_timeout = '1 h'");
     let guest = engine.runs(3, false);
     running.wait_state(State::Running);
     running.send(Event::Signal(SIGTERM));
@@ -258,7 +196,7 @@ fn a_stopped_primary_ends_when_the_engine_says_that_nobody_takes_over() {
 
 #[test]
 fn a_guest_that_does_not_follow_is_forced_and_the_engine_still_settles() {
-    let (running, engine) = Running::start("stop_timeout = '100 ms'");
+    let (running, engine) = start("stop_timeout = '100 ms'");
     let guest = engine.runs(3, false);
     running.wait_state(State::Running);
     running.send(Event::Signal(SIGTERM));
@@ -271,7 +209,7 @@ fn a_guest_that_does_not_follow_is_forced_and_the_engine_still_settles() {
 
 #[test]
 fn a_third_signal_ends_it_although_the_arbiter_does_not_answer() {
-    let (running, engine) = Running::start("stop_timeout = '1 h'");
+    let (running, engine) = start("stop_timeout = '1 h'");
     engine.runs(3, false);
     running.wait_state(State::Running);
     for _ in 0..3 {
@@ -289,7 +227,7 @@ fn a_third_signal_ends_it_although_the_arbiter_does_not_answer() {
 
 #[test]
 fn a_reset_while_stopping_starts_nothing() {
-    let (running, engine) = Running::start("stop_timeout = '1 h'");
+    let (running, engine) = start("stop_timeout = '1 h'");
     engine.runs(3, false);
     running.wait_state(State::Running);
     running.send(Event::Stop);
@@ -301,7 +239,7 @@ fn a_reset_while_stopping_starts_nothing() {
 
 #[test]
 fn a_machine_that_is_taken_over_while_it_stops_is_told() {
-    let (running, engine) = Running::start("stop_timeout = '1 h'");
+    let (running, engine) = start("stop_timeout = '1 h'");
     engine.runs(3, false);
     running.wait_state(State::Running);
     running.send(Event::Stop);
@@ -317,7 +255,7 @@ fn a_machine_that_is_taken_over_while_it_stops_is_told() {
 
 #[test]
 fn a_takeover_is_marked_in_the_console_and_a_first_start_is_not() {
-    let (running, engine) = Running::start("");
+    let (running, engine) = start("");
     engine.runs(6, false);
     running.wait_state(State::Running);
     assert_eq!(running.shared.hub.latest().0, b"");
@@ -336,7 +274,7 @@ fn a_takeover_is_marked_in_the_console_and_a_first_start_is_not() {
 
 #[test]
 fn a_guests_reset_counts_as_a_restart() {
-    let (running, engine) = Running::start("");
+    let (running, engine) = start("");
     engine.runs(3, false);
     running.wait_state(State::Running);
     engine.tell(News::Idle);
@@ -348,17 +286,17 @@ fn a_guests_reset_counts_as_a_restart() {
 
 #[test]
 fn a_panic_ends_with_11_or_starts_a_new_engine() {
-    let (running, engine) = Running::start("");
+    let (running, engine) = start("");
     engine.runs(3, false);
     engine.tell(News::Idle);
     engine.tell(News::Ended(EngineEnded::Guest(Exit::Panicked)));
     assert_eq!(running.end().code, Code::Panicked);
 
-    let (running, engine) = Running::start("on_panic = 'restart'");
+    let (running, engine) = start("on_panic = 'restart'");
     engine.runs(3, false);
     engine.tell(News::Idle);
     engine.tell(News::Ended(EngineEnded::Guest(Exit::Panicked)));
-    let second = running.engine();
+    let second = running.next_fake();
     assert_eq!(engine.joins.load(Ordering::SeqCst), 1, "the first is gone");
     second.tell(News::Ended(EngineEnded::Failed("no tap".into())));
     assert_eq!(running.end(), End::new(Code::Failed, "no tap"));
@@ -366,7 +304,7 @@ fn a_panic_ends_with_11_or_starts_a_new_engine() {
 
 #[test]
 fn what_needs_the_machine_is_refused_where_it_is_not() {
-    let (running, engine) = Running::start("");
+    let (running, engine) = start("");
     let refused = |result: Result<(), Refusal>, expected: &str| {
         let error = result.unwrap_err().error;
         assert!(error.contains(expected), "{error}");
@@ -389,7 +327,7 @@ fn what_needs_the_machine_is_refused_where_it_is_not() {
 
 #[test]
 fn stop_is_answered_with_how_it_ended() {
-    let (running, engine) = Running::start("");
+    let (running, engine) = start("");
     let (reply, answer) = oneshot::channel();
     running.send(Event::Command(Command::Stop(None, reply)));
     wait(&engine.stops);
@@ -404,7 +342,7 @@ fn stop_is_answered_with_how_it_ended() {
 /// Cover is what the status says it is, on either host, and nothing in between.
 #[test]
 fn status_tells_cover_as_it_is() {
-    let (running, engine) = Running::start("");
+    let (running, engine) = start("");
     let protection = || {
         running
             .shared

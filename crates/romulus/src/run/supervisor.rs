@@ -4,9 +4,10 @@ use super::{
     guest::{Boot, Guest},
     protected::News,
     shared::Shared,
+    waiters::Waiters,
 };
 use crate::{
-    api::model::{Command, Ended, Refusal, Reply, State},
+    api::model::{Command, Refusal, State},
     config::{After, MachineFile},
     exit::{Code, Failure},
 };
@@ -70,8 +71,7 @@ pub(super) struct Supervisor {
     interactive: bool,
     /// When the machine is stopped by force; `None` while nobody wants it stopped.
     deadline: Option<Instant>,
-    /// Who waits for the end.
-    waiting: Vec<Reply<Ended>>,
+    waiters: Waiters,
 }
 
 /// What follows from an event.
@@ -97,7 +97,7 @@ impl Supervisor {
             boot,
             interactive,
             deadline: None,
-            waiting: Vec::new(),
+            waiters: Waiters::default(),
         }
     }
 
@@ -105,14 +105,7 @@ impl Supervisor {
     pub(super) fn run(mut self) -> Result<End, Failure> {
         let result = self.lives();
         self.shared.set_port(None);
-        let ended = match &result {
-            Ok(end) => Ended::new(end.code, &*end.text),
-            Err(failure) => Ended::new(failure.code, format!("{:#}", failure.error)),
-        };
-        for reply in self.waiting.drain(..) {
-            // Who asked may have left.
-            let _ = reply.send(Ok(ended.clone()));
-        }
+        self.waiters.tell(&result);
         result
     }
 
@@ -187,7 +180,7 @@ impl Supervisor {
     fn command(&mut self, guest: &mut dyn Guest, command: Command) -> Step {
         let (reply, result) = match command {
             Command::Stop(timeout, reply) => {
-                self.waiting.push(reply);
+                self.waiters.add(reply);
                 return self.stop(guest, timeout);
             }
             Command::PowerButton(reply) => match self.shared.state() {

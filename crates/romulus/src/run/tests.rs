@@ -2,17 +2,15 @@
 
 use super::{
     guest::{Boot, Guest, Port},
-    shared::Shared,
     supervisor::{End, Event, Supervisor},
+    testing::{LONG, Running, parts},
 };
 use crate::{
     api::{
         client::Client,
-        model::{Command, Control as _, Ended, Refusal, State},
+        model::{Command, Control as _, Ended, State},
         server::Server,
     },
-    config::MachineFile,
-    console::hub::Hub,
     exit::{Code, Failure},
     runtime::RuntimeDir,
 };
@@ -24,22 +22,14 @@ use std::{
         fs::PermissionsExt as _,
         net::{UnixListener, UnixStream},
     },
-    path::Path,
     sync::{
         Arc, Condvar, Mutex,
         atomic::{AtomicBool, AtomicU32, Ordering},
-        mpsc,
     },
-    thread::{self, JoinHandle},
+    thread,
     time::{Duration, Instant},
 };
-use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
-    sync::oneshot,
-};
-
-/// No step of a test takes this long.
-const LONG: Duration = Duration::from_secs(20);
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 #[derive(Default)]
 struct Fake {
@@ -114,91 +104,35 @@ impl Drop for FakeGuest {
     }
 }
 
-/// A supervisor that runs, and every guest that it has made.
-struct Running {
-    shared: Arc<Shared>,
-    thread: JoinHandle<Result<End, Failure>>,
-    guests: mpsc::Receiver<Arc<Fake>>,
-}
-
-impl Running {
-    fn start(keys: &str, at_press: Option<Exit>) -> Self {
-        let text = format!(
-            "name = 'fake'\nmemory = '128 MiB'\n{keys}\nboot.kernel = 'k'\n[[nic]]\ntap = 't0'\n"
-        );
-        let file = MachineFile::parse(&text, Path::new("f"), Path::new("/"))
-            .unwrap_or_else(|error| panic!("{error}"));
-        let (events, inbox) = mpsc::channel();
-        let shared = Arc::new(Shared::new(file, 0, Hub::new(false), events));
-        let (made, guests) = mpsc::channel();
-        let boot: Box<dyn FnMut() -> Result<Box<dyn Guest>, Failure> + Send> =
-            Box::new(move || {
-                let fake = Arc::new(Fake {
-                    at_press: at_press.clone(),
-                    ..Fake::default()
-                });
-                let _ = made.send(Arc::clone(&fake));
-                Ok(Box::new(FakeGuest(fake)))
+/// Starts a supervisor of fake guests.
+fn start(keys: &str, at_press: Option<Exit>) -> Running<Fake> {
+    let text = format!(
+        "name = 'fake'\nmemory = '128 MiB'\n{keys}\nboot.kernel = 'k'\n[[nic]]\ntap = 't0'\n"
+    );
+    Running::start(&text, 0, move |shared, inbox, made| {
+        let boot = move || {
+            let fake = Arc::new(Fake {
+                at_press: at_press.clone(),
+                ..Fake::default()
             });
-        let thread = {
-            let shared = Arc::clone(&shared);
-            thread::spawn(move || Supervisor::new(shared, inbox, boot as Boot, false).run())
+            let _ = made.send(Arc::clone(&fake));
+            Ok(Box::new(FakeGuest(fake)) as Box<dyn Guest>)
         };
-        Self {
-            shared,
-            thread,
-            guests,
-        }
-    }
-
-    fn guest(&self) -> Arc<Fake> {
-        self.guests.recv_timeout(LONG).expect("a guest is made")
-    }
-
-    fn send(&self, event: Event) {
-        self.shared.events.send(event).unwrap();
-    }
-
-    fn wait_state(&self, state: State) {
-        let deadline = Instant::now() + LONG;
-        while self.shared.state() != state {
-            assert!(
-                Instant::now() < deadline,
-                "never {state:?}, is {:?}",
-                self.shared.state()
-            );
-            thread::yield_now();
-        }
-    }
-
-    fn ask(
-        &self,
-        command: impl FnOnce(oneshot::Sender<Result<(), Refusal>>) -> Command,
-    ) -> Result<(), Refusal> {
-        let (reply, answer) = oneshot::channel();
-        self.send(Event::Command(command(reply)));
-        answer.blocking_recv().expect("an answer")
-    }
-
-    fn end(self) -> End {
-        self.thread
-            .join()
-            .unwrap()
-            .unwrap_or_else(|failure| panic!("{:#}", failure.error))
-    }
+        Supervisor::new(shared, inbox, Box::new(boot), false).run()
+    })
 }
 
 #[test]
 fn a_guest_that_switches_itself_off_ends_with_0() {
-    let running = Running::start("", None);
-    running.guest().end(Exit::PoweredOff);
+    let running = start("", None);
+    running.next_fake().end(Exit::PoweredOff);
     assert_eq!(running.end().code, Code::Done);
 }
 
 #[test]
 fn a_signal_presses_the_power_button_and_the_guest_may_follow() {
-    let running = Running::start("", Some(Exit::PoweredOff));
-    let guest = running.guest();
+    let running = start("", Some(Exit::PoweredOff));
+    let guest = running.next_fake();
     running.send(Event::Signal(SIGTERM));
     assert_eq!(
         running.end(),
@@ -213,7 +147,7 @@ fn a_signal_presses_the_power_button_and_the_guest_may_follow() {
 #[test]
 fn a_guest_that_does_not_follow_is_forced_after_the_time() {
     let begin = Instant::now();
-    let running = Running::start("stop_timeout = '200 ms'", None);
+    let running = start("stop_timeout = '200 ms'", None);
     running.send(Event::Signal(SIGTERM));
     assert_eq!(running.end().code, Code::Forced);
     assert!(begin.elapsed() >= Duration::from_millis(200));
@@ -221,7 +155,7 @@ fn a_guest_that_does_not_follow_is_forced_after_the_time() {
 
 #[test]
 fn a_second_signal_forces_at_once() {
-    let running = Running::start("stop_timeout = '1 h'", None);
+    let running = start("stop_timeout = '1 h'", None);
     running.send(Event::Signal(SIGTERM));
     running.wait_state(State::Stopping);
     running.send(Event::Signal(SIGTERM));
@@ -230,8 +164,8 @@ fn a_second_signal_forces_at_once() {
 
 #[test]
 fn a_hangup_only_opens_the_log_anew() {
-    let running = Running::start("", None);
-    let guest = running.guest();
+    let running = start("", None);
+    let guest = running.next_fake();
     running.wait_state(State::Running);
     running.send(Event::Signal(SIGHUP));
     assert!(running.ask(Command::Pause).is_ok());
@@ -242,35 +176,35 @@ fn a_hangup_only_opens_the_log_anew() {
 
 #[test]
 fn a_reset_starts_a_new_life_or_ends_with_10() {
-    let running = Running::start("", None);
-    running.guest().end(Exit::Reset);
-    let second = running.guest();
+    let running = start("", None);
+    running.next_fake().end(Exit::Reset);
+    let second = running.next_fake();
     running.wait_state(State::Running);
     assert_eq!(running.shared.status().restarts, 1);
     second.end(Exit::PoweredOff);
     assert_eq!(running.end().code, Code::Done);
 
-    let running = Running::start("on_reboot = 'exit'", None);
-    running.guest().end(Exit::Reset);
+    let running = start("on_reboot = 'exit'", None);
+    running.next_fake().end(Exit::Reset);
     assert_eq!(running.end().code, Code::Reset);
 }
 
 #[test]
 fn a_reset_while_stopping_starts_nothing() {
-    let running = Running::start("", Some(Exit::Reset));
+    let running = start("", Some(Exit::Reset));
     running.send(Event::Stop);
     assert_eq!(running.end().code, Code::Done);
 }
 
 #[test]
 fn a_panic_ends_with_11_or_starts_a_new_life() {
-    let running = Running::start("", None);
-    running.guest().end(Exit::Panicked);
+    let running = start("", None);
+    running.next_fake().end(Exit::Panicked);
     assert_eq!(running.end().code, Code::Panicked);
 
-    let running = Running::start("on_panic = 'restart'", None);
-    running.guest().end(Exit::Panicked);
-    running.guest().end(Exit::Failed("broken".into()));
+    let running = start("on_panic = 'restart'", None);
+    running.next_fake().end(Exit::Panicked);
+    running.next_fake().end(Exit::Failed("broken".into()));
     let end = running.end();
     assert_eq!(end.code, Code::VcpuFailed);
     assert!(end.text.contains("broken"));
@@ -278,8 +212,8 @@ fn a_panic_ends_with_11_or_starts_a_new_life() {
 
 #[test]
 fn a_paused_machine_is_resumed_to_be_stopped() {
-    let running = Running::start("stop_timeout = '2 s'", Some(Exit::PoweredOff));
-    let _guest = running.guest();
+    let running = start("stop_timeout = '2 s'", Some(Exit::PoweredOff));
+    let _guest = running.next_fake();
     running.wait_state(State::Running);
     assert!(running.ask(Command::Pause).is_ok());
     assert_eq!(running.shared.state(), State::Paused);
@@ -300,10 +234,7 @@ fn a_paused_machine_is_resumed_to_be_stopped() {
 #[test]
 fn a_boot_that_fails_answers_who_waits() {
     let text = "name = 'fake'\nmemory = '128 MiB'\nboot.kernel = 'k'\n";
-    let file = MachineFile::parse(text, Path::new("f"), Path::new("/"))
-        .unwrap_or_else(|error| panic!("{error}"));
-    let (events, inbox) = mpsc::channel();
-    let shared = Arc::new(Shared::new(file, 0, Hub::new(false), events));
+    let (shared, inbox) = parts(text, 0);
     let boot: Boot = Box::new(|| {
         Err(Failure {
             code: Code::NoInput,
@@ -318,7 +249,7 @@ fn a_boot_that_fails_answers_who_waits() {
 
 /// A supervisor behind a real socket.
 struct Served {
-    running: Running,
+    running: Running<Fake>,
     server: Server,
     directory: RuntimeDir,
     _files: tempfile::TempDir,
@@ -327,7 +258,7 @@ struct Served {
 fn serve(keys: &str, at_press: Option<Exit>) -> Served {
     let files = tempfile::tempdir().unwrap();
     let directory = RuntimeDir::at(files.path());
-    let running = Running::start(keys, at_press);
+    let running = start(keys, at_press);
     running.wait_state(State::Running);
     let server = Server::start(&directory.socket("fake"), Arc::clone(&running.shared)).unwrap();
     Served {
@@ -413,7 +344,7 @@ fn any_http_client_may_pause_and_resume() {
             .raw("PUT /v1/power-button HTTP/1.1", "")
             .starts_with("HTTP/1.1 204")
     );
-    assert_eq!(served.running.guest().presses.load(Ordering::SeqCst), 1);
+    assert_eq!(served.running.next_fake().presses.load(Ordering::SeqCst), 1);
 }
 
 #[test]
@@ -500,7 +431,7 @@ fn a_socket_left_behind_is_told_and_replaced() {
     );
     assert_eq!(directory.names().unwrap(), ["fake"]);
 
-    let running = Running::start("", None);
+    let running = start("", None);
     running.wait_state(State::Running);
     let _server = Server::start(&directory.socket("fake"), Arc::clone(&running.shared)).unwrap();
     assert_eq!(done(client.status()).name, "fake");
@@ -509,7 +440,7 @@ fn a_socket_left_behind_is_told_and_replaced() {
 #[test]
 fn several_consoles_see_the_same_and_may_type() {
     let served = serve("", None);
-    let guest = served.running.guest();
+    let guest = served.running.next_fake();
     let hub = Arc::clone(&served.running.shared.hub);
     hub.push(b"before ");
     let client = served.client();
