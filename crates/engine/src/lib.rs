@@ -27,6 +27,7 @@ mod output;
 mod peers;
 mod phases;
 mod pulse;
+pub mod random;
 mod settings;
 pub mod sidecar;
 
@@ -174,7 +175,7 @@ impl Engine {
     ) -> Result<Engine, EngineError> {
         let settings = Arc::new(settings);
         let shape = builder.shape()?;
-        let me = fresh_incarnation()?;
+        let me = random::incarnation()?;
         let disks = builder.disks();
         let replicas = Replicas::open(&disks, &settings.state)?;
         let stored = sidecar::load(&settings.state, settings.machine)?;
@@ -346,21 +347,6 @@ impl Engine {
             if thread.join().is_err() {
                 tracing::error!("a thread of the engine panicked");
             }
-        }
-    }
-}
-
-/// A new name for this life of the process.
-fn fresh_incarnation() -> io::Result<Incarnation> {
-    use ring::rand::SecureRandom as _;
-    let random = ring::rand::SystemRandom::new();
-    loop {
-        let mut bytes = [0; 16];
-        random
-            .fill(&mut bytes)
-            .map_err(|_| io::Error::other("the system gives no random numbers"))?;
-        if let Some(incarnation) = Incarnation::new(u128::from_le_bytes(bytes)) {
-            return Ok(incarnation);
         }
     }
 }

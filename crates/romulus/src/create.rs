@@ -12,7 +12,7 @@ use crate::{
     runtime::RuntimeDir,
 };
 use anyhow::Context as _;
-use romulus_engine::{arbiter::Client, sidecar};
+use romulus_engine::{arbiter::Client, random, sidecar};
 use romulus_protocol::{
     arbiter::{Answer, Ask, Request},
     id::{Incarnation, MachineId},
@@ -23,8 +23,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde::Serialize;
 use std::{
     fs, io,
-    io::Read as _,
-    path::{Path, PathBuf},
+    path::Path,
     time::{Duration, Instant},
 };
 
@@ -113,7 +112,8 @@ pub(crate) fn create(args: &cli::Create) -> Result<Code, Failure> {
 /// A file without a uuid gets one to paste.
 fn suggest(args: &cli::Create) -> Result<Code, Failure> {
     // Version 4 and the variant of RFC 9562.
-    let uuid = MachineId(random()? & !(0xf << 76) & !(0b11 << 62) | (0x4 << 76) | (0b10 << 62));
+    let uuid =
+        MachineId(random::number()? & !(0xf << 76) & !(0b11 << 62) | (0x4 << 76) | (0b10 << 62));
     if args.json {
         commands::print_json(&serde_json::json!({ "uuid": uuid.to_string() }))?;
     }
@@ -140,7 +140,7 @@ fn settle(
     let state = &protection.state;
     let known = sidecar::load(state, machine).or_exit(Code::NoInput)?;
     if !known.valid.is_empty() {
-        return existing(&known, protection, ask(fresh()?, Ask::Read)?);
+        return existing(&known, protection, ask(random::incarnation()?, Ask::Read)?);
     }
     // A process that runs would not see the new sidecar.
     let _lock = RuntimeDir::of_user()?.lock(name)?;
@@ -149,7 +149,7 @@ fn settle(
     let creator = if let Some(creator) = intended.valid.first() {
         *creator
     } else {
-        let creator = fresh()?;
+        let creator = random::incarnation()?;
         sidecar::store(&intention, &Sidecar::of(machine, creator)).or_exit(Code::CannotCreate)?;
         creator
     };
@@ -278,22 +278,4 @@ impl Court {
             }
         }
     }
-}
-
-/// A new incarnation.
-fn fresh() -> Result<Incarnation, Failure> {
-    loop {
-        if let Some(incarnation) = Incarnation::new(random()?) {
-            return Ok(incarnation);
-        }
-    }
-}
-
-fn random() -> Result<u128, Failure> {
-    let source = PathBuf::from("/dev/urandom");
-    let mut bytes = [0; 16];
-    fs::File::open(&source)
-        .and_then(|mut file| file.read_exact(&mut bytes))
-        .with_context(|| format!("cannot read {}", source.display()))?;
-    Ok(u128::from_le_bytes(bytes))
 }
