@@ -1,11 +1,12 @@
 //! Asks a registrar what it holds: a REGISTER without contacts, which any registrar answers with those that it has
 //! (RFC 3261, section 10.2.3).
 
-use anyhow::{Context as _, Result, bail};
+use crate::udp::{bound_to, client_socket};
+use anyhow::{Result, bail};
 use std::{
     collections::{BTreeMap, VecDeque},
     io::ErrorKind,
-    net::{SocketAddr, SocketAddrV4, UdpSocket},
+    net::{SocketAddrV4, UdpSocket},
     time::{Duration, Instant},
 };
 
@@ -31,11 +32,7 @@ pub(crate) fn missing(
     server: SocketAddrV4,
     users: &[String],
 ) -> Result<Vec<String>> {
-    let address = client.address();
-    let socket = client
-        .visit(|| UdpSocket::bind((address, 0)))
-        .with_context(|| format!("opening a socket at the lab client's address {address}"))?;
-    ask(&socket, server, users, AGAIN)
+    ask(&client_socket(client)?, server, users, AGAIN)
 }
 
 fn ask(
@@ -44,9 +41,7 @@ fn ask(
     users: &[String],
     again: Duration,
 ) -> Result<Vec<String>> {
-    let SocketAddr::V4(from) = socket.local_addr()? else {
-        bail!("the socket's address is not IPv4");
-    };
+    let from = bound_to(socket)?;
     socket.connect(server)?;
     socket.set_read_timeout(Some(Duration::from_millis(20)))?;
     let mut waiting: VecDeque<usize> = (0..users.len()).collect();
@@ -167,19 +162,8 @@ fn header<'a>(message: &'a str, name: &str) -> Option<&'a str> {
 #[cfg(test)]
 mod tests {
     use super::{ask, header, holds, number};
-    use std::{
-        net::{Ipv4Addr, SocketAddr, SocketAddrV4, UdpSocket},
-        thread,
-        time::Duration,
-    };
-
-    fn local() -> (UdpSocket, SocketAddrV4) {
-        let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-        let SocketAddr::V4(address) = socket.local_addr().unwrap() else {
-            unreachable!()
-        };
-        (socket, address)
-    }
+    use crate::udp::local;
+    use std::{thread, time::Duration};
 
     #[test]
     fn only_the_users_own_contact_counts() {

@@ -25,6 +25,7 @@ mod report;
 mod scenarios;
 mod sipp;
 mod test;
+mod udp;
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;

@@ -1,9 +1,9 @@
 //! When a SIP server answers: an OPTIONS request every few milliseconds over UDP until the first answer.
 
+use crate::udp::{bound_to, client_socket, unless_absent};
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use std::{
-    io::{self, ErrorKind},
-    net::{Ipv4Addr, SocketAddr, SocketAddrV4, UdpSocket},
+    net::{Ipv4Addr, SocketAddrV4, UdpSocket},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -41,12 +41,7 @@ pub(crate) fn watch_every(
     interval: Duration,
 ) -> Result<Watch> {
     ask_for_addresses_often(client)?;
-    let address = client.address();
-    // Bound to the client's own address, which no other network has: nothing can go anywhere else.
-    let socket = client
-        .visit(|| UdpSocket::bind((address, 0)))
-        .with_context(|| format!("opening a socket at the lab client's address {address}"))?;
-    start(socket, server, limit, interval)
+    start(client_socket(client)?, server, limit, interval)
 }
 
 fn start(
@@ -116,9 +111,7 @@ fn first_answer(
     interval: Duration,
     stop: &AtomicBool,
 ) -> Result<Instant> {
-    let SocketAddr::V4(from) = socket.local_addr()? else {
-        bail!("the socket's address is not IPv4");
-    };
+    let from = bound_to(socket)?;
     socket.connect(server)?;
     socket.set_read_timeout(Some(interval))?;
     let start = Instant::now();
@@ -142,27 +135,6 @@ fn first_answer(
         "no SIP answer from {server} within {:.1} s",
         start.elapsed().as_secs_f64()
     )
-}
-
-/// `None` for the errors that only say that nobody is there yet.
-pub(crate) fn unless_absent(result: io::Result<usize>) -> Result<Option<usize>> {
-    match result {
-        Ok(length) => Ok(Some(length)),
-        Err(error)
-            if matches!(
-                error.kind(),
-                ErrorKind::WouldBlock
-                    | ErrorKind::TimedOut
-                    | ErrorKind::ConnectionRefused
-                    | ErrorKind::HostUnreachable
-                    | ErrorKind::NetworkUnreachable
-                    | ErrorKind::Interrupted
-            ) =>
-        {
-            Ok(None)
-        }
-        Err(error) => Err(error.into()),
-    }
 }
 
 /// An OPTIONS request (RFC 3261, section 11.1), a transaction of its own for each number.
@@ -189,19 +161,8 @@ fn is_answer(datagram: &[u8]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::{INTERVAL, is_answer, request, start};
-    use std::{
-        net::{Ipv4Addr, SocketAddr, SocketAddrV4, UdpSocket},
-        thread,
-        time::Duration,
-    };
-
-    fn local() -> (UdpSocket, SocketAddrV4) {
-        let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-        let SocketAddr::V4(address) = socket.local_addr().unwrap() else {
-            unreachable!()
-        };
-        (socket, address)
-    }
+    use crate::udp::local;
+    use std::{net::Ipv4Addr, thread, time::Duration};
 
     #[test]
     fn only_success_counts_as_an_answer() {

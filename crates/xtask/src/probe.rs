@@ -2,12 +2,13 @@
 
 use crate::{
     distribution::Distribution,
-    options::{ask_for_addresses_often, unless_absent},
+    options::ask_for_addresses_often,
     pair::{UnixSeconds, unix_seconds},
+    udp::{bound_to, client_socket, unless_absent},
 };
-use anyhow::{Context as _, Result, anyhow, bail};
+use anyhow::{Context as _, Result, anyhow};
 use std::{
-    net::{SocketAddr, SocketAddrV4, UdpSocket},
+    net::{SocketAddrV4, UdpSocket},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -81,11 +82,7 @@ pub(crate) fn start(
     interval: Duration,
 ) -> Result<Probe> {
     ask_for_addresses_often(client)?;
-    let address = client.address();
-    let socket = client
-        .visit(|| UdpSocket::bind((address, 0)))
-        .with_context(|| format!("opening a socket at the lab client's address {address}"))?;
-    start_on(socket, server, question, interval)
+    start_on(client_socket(client)?, server, question, interval)
 }
 
 fn start_on(
@@ -135,9 +132,7 @@ fn run(
     interval: Duration,
     shared: &Shared,
 ) -> Result<Seen> {
-    let SocketAddr::V4(from) = socket.local_addr()? else {
-        bail!("the socket's address is not IPv4");
-    };
+    let from = bound_to(socket)?;
     socket.connect(server)?;
     let mut seen = Seen::default();
     let mut buffer = [0; 4096];
@@ -226,10 +221,8 @@ fn answered(answer: &str) -> Option<usize> {
 #[cfg(test)]
 mod tests {
     use super::{Question, Seen, answered, start_on};
-    use std::{
-        net::{Ipv4Addr, SocketAddr, UdpSocket},
-        time::Duration,
-    };
+    use crate::udp::local;
+    use std::time::Duration;
 
     #[test]
     fn the_first_answer_counts_only_for_questions_after_the_moment() {
@@ -262,12 +255,14 @@ mod tests {
 
     #[test]
     fn a_hurry_asks_until_it_is_answered() {
-        let server = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-        let SocketAddr::V4(address) = server.local_addr().unwrap() else {
-            unreachable!()
-        };
-        let client = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-        let probe = start_on(client, address, Question::Register, Duration::from_hours(1)).unwrap();
+        let (server, address) = local();
+        let probe = start_on(
+            local().0,
+            address,
+            Question::Register,
+            Duration::from_hours(1),
+        )
+        .unwrap();
         let mut buffer = [0; 4096];
         let mut receive = || {
             let (length, from) = server.recv_from(&mut buffer).unwrap();
