@@ -1,8 +1,10 @@
 //! Two lab hosts that protect one machine, and their arbiter.
 
 mod arbiter;
+mod side;
 mod status;
 mod takeover;
+mod wait;
 
 pub(crate) use arbiter::Arbiter;
 pub(crate) use status::{Phase, Status};
@@ -10,35 +12,21 @@ pub(crate) use takeover::{Steps, UnixSeconds, unix_seconds};
 
 use crate::{
     assets::{Assets, Guest},
-    live,
     machine_file::{MachineFile, Protection, ProtectionHost},
     machine_host::{self, ROMULUS, Running},
-    process,
 };
 use anyhow::{Context as _, Result, bail, ensure};
-use images::Step;
 use lab::{Host, Lab, Network};
-use std::{
-    fs,
-    path::Path,
-    time::{Duration, Instant, SystemTime},
-};
+use side::Side;
+use std::{fs, path::Path, time::SystemTime};
 
 /// Memory of a host of a pair in MiB: the guest, the replica's buffer beside it, and the files.
 pub(crate) const HOST_MIB: u32 = 3072;
-/// Where a host's secret is.
-const IDENTITY: &str = "/etc/romulus/identity";
 /// The port of the link between the hosts.
 const PORT: u16 = 7401;
 /// `T_b` where hosts are virtual machines themselves, as the product's documents advise: emulated processors stand still
 /// for longer than the default bears. Each takeover without a failure loses nothing, but it is not what is to be seen.
 const EMULATED_T_B: &str = "500ms";
-/// How long the machine may take to be protected: an emulated host copies and encodes some tens of MiB a second.
-const PROTECTED_WITHIN: Duration = Duration::from_mins(5);
-/// How long a takeover may take before it counts as none. How long it really takes is measured elsewhere.
-const TAKEOVER_WITHIN: Duration = Duration::from_mins(1);
-/// From one look at a host to the next.
-const LOOK: Duration = Duration::from_millis(250);
 
 /// Two hosts, the machine's file, and the arbiter.
 pub(crate) struct Pair<'lab> {
@@ -47,25 +35,6 @@ pub(crate) struct Pair<'lab> {
     /// The machine's file, the same on both hosts.
     pub(crate) file: MachineFile,
     sides: [Side<'lab>; 2],
-}
-
-/// One host of the pair.
-pub(crate) struct Side<'lab> {
-    host: &'lab Host,
-    assets: &'lab Assets,
-    guest: &'lab Guest,
-    /// What a real host would have on its disk, and a lab host has in its memory.
-    durable: Durable,
-    running: Option<Running<'lab>>,
-    /// What was in its log when it lost its power, each time.
-    last_words: Vec<String>,
-}
-
-/// What survives a loss of power.
-#[derive(Default)]
-struct Durable {
-    identity: Vec<u8>,
-    sidecar: Option<Vec<u8>>,
 }
 
 /// A host that lost its power.
@@ -123,21 +92,14 @@ impl<'lab> Pair<'lab> {
             }),
         });
         adapt(&mut file);
-        let sides = [1, 2].map(|number| Side {
-            host: lab.host(number),
-            assets,
-            guest,
-            durable: Durable::default(),
-            running: None,
-            last_words: Vec::new(),
-        });
+        let sides = [1, 2].map(|number| Side::new(lab.host(number), assets, guest));
         let mut pair = Self {
             arbiter,
             file,
             sides,
         };
         for side in &mut pair.sides {
-            side.durable.identity = side.pull(IDENTITY)?;
+            side.remember_identity()?;
         }
         pair.create()?;
         Ok(pair)
@@ -272,118 +234,9 @@ impl<'lab> Pair<'lab> {
         Ok(runners.first().copied())
     }
 
-    /// Waits until the machine is protected, if it is not, without a word; gives the host that runs it.
-    ///
-    /// # Errors
-    /// It is not within `limit`.
-    pub(crate) fn protected_runner(&self, limit: Duration) -> Result<usize> {
-        process::poll(limit, LOOK, || {
-            let Some(runner) = self.runner()? else {
-                return Ok(None);
-            };
-            let status = self.status(runner)?;
-            Ok(status
-                .is_some_and(|status| status.is_protected_here())
-                .then_some(runner))
-        })?
-        .with_context(|| format!("the machine is not protected within {} s", limit.as_secs()))
-    }
-
     /// Whether a host has power and romulus was started there.
     pub(crate) fn is_up(&self, side: usize) -> bool {
         self.sides[side].host.is_on() && self.sides[side].running.is_some()
-    }
-
-    /// Waits until the machine is protected, and tells meanwhile how far it is. Gives the host that runs it.
-    ///
-    /// # Errors
-    /// It is not in time, or a process ended.
-    pub(crate) fn wait_protected(&mut self, step: Option<&Step>) -> Result<usize> {
-        let mut last = String::from("nobody runs it");
-        let mut told = Instant::now();
-        let seen = process::poll(PROTECTED_WITHIN, LOOK, || {
-            self.arbiter.still_runs()?;
-            for side in 0..2 {
-                if !self.is_up(side) {
-                    continue;
-                }
-                let Some(status) = self.status(side)? else {
-                    continue;
-                };
-                if status.is_protected_here() {
-                    return Ok(Some(side));
-                }
-                if let Some(cover) = status.cover().filter(|_| status.runs()) {
-                    last = match cover.copied {
-                        Some(copied) => {
-                            format!("{} of {} pages copied", copied.done, copied.all)
-                        }
-                        None => "it runs, and no copy has begun".to_owned(),
-                    };
-                    if let Some(step) = step
-                        && told.elapsed() >= Duration::from_secs(1)
-                    {
-                        told = Instant::now();
-                        live::tell(step, &last);
-                    }
-                }
-            }
-            Ok(None)
-        })?;
-        let runner = seen.with_context(|| {
-            format!(
-                "the machine is not protected within {} s: {last}",
-                PROTECTED_WITHIN.as_secs()
-            )
-        })?;
-        for side in &mut self.sides {
-            if side.host.is_on() {
-                side.remember(&self.file.name)?;
-            }
-        }
-        Ok(runner)
-    }
-
-    /// Waits until the given host runs the machine.
-    ///
-    /// # Errors
-    /// It does not in time, or its process ended.
-    pub(crate) fn wait_runs(&self, side: usize) -> Result<Status> {
-        process::poll(TAKEOVER_WITHIN, LOOK, || {
-            Ok(self.status(side)?.filter(Status::runs))
-        })?
-        .with_context(|| {
-            format!(
-                "{} does not run the machine within {} s",
-                self.sides[side].host.name(),
-                TAKEOVER_WITHIN.as_secs()
-            )
-        })
-    }
-
-    /// Waits until what a host says of the machine is as wanted.
-    ///
-    /// # Errors
-    /// It is not within `limit`; `what` names it.
-    pub(crate) fn wait_status(
-        &self,
-        side: usize,
-        what: &str,
-        limit: Duration,
-        wanted: impl Fn(&Status) -> bool,
-    ) -> Result<Status> {
-        let mut last = None;
-        let seen = process::poll(limit, LOOK, || {
-            last = self.status(side)?;
-            Ok(last.clone().filter(|status| wanted(status)))
-        })?;
-        seen.with_context(|| {
-            format!(
-                "{}: not {what} within {} s; last seen {last:?}",
-                self.sides[side].host.name(),
-                limit.as_secs()
-            )
-        })
     }
 
     /// Cuts the power of a host.
@@ -464,44 +317,6 @@ impl<'lab> Pair<'lab> {
         }
         Ok(())
     }
-}
-
-impl Side<'_> {
-    /// Notes what a loss of power would leave.
-    fn remember(&mut self, name: &str) -> Result<()> {
-        let path = sidecar(name);
-        let there = self
-            .host
-            .sh(&format!("test -e {path} && echo there || true"))?;
-        self.durable.sidecar = match there.trim() {
-            "" => None,
-            _ => Some(self.pull(&path)?),
-        };
-        Ok(())
-    }
-
-    fn power_on(&self, file: &MachineFile) -> Result<()> {
-        self.host.power_on()?;
-        machine_host::place_romulus(self.host, self.assets)?;
-        machine_host::place_guest(self.host, self.guest)?;
-        let agent = self.host.agent();
-        agent.write(&self.durable.identity, 0o600, IDENTITY)?;
-        if let Some(content) = &self.durable.sidecar {
-            agent.write(content, 0o644, &sidecar(&file.name))?;
-        }
-        Ok(())
-    }
-
-    fn pull(&self, path: &str) -> Result<Vec<u8>> {
-        let local = tempfile::NamedTempFile::new()?;
-        self.host.pull(path, local.path())?;
-        Ok(fs::read(local.path())?)
-    }
-}
-
-/// Where a host keeps what it must not forget about a machine.
-fn sidecar(name: &str) -> String {
-    format!("/var/lib/romulus/{name}/sidecar")
 }
 
 /// A fresh one for each pair.
