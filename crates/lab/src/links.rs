@@ -68,19 +68,7 @@ impl Networks {
         };
         for network in Network::ALL {
             let name = network.bridge();
-            ip(&[
-                "link",
-                "add",
-                name,
-                "type",
-                "bridge",
-                "forward_delay",
-                "0",
-                "stp_state",
-                "0",
-                "mcast_snooping",
-                "0",
-            ])?;
+            ip(&add_bridge(name))?;
             ip(&["link", "set", name, "up"])?;
         }
         Self::add_lab()?;
@@ -119,20 +107,15 @@ impl Networks {
             "up",
         ])?;
         self.client.adopt("client-end", CLIENT_INTERFACE)?;
-        let client = |arguments: &[&str]| {
-            let mut command = self.client.command("ip")?;
-            command.args(arguments);
-            tool(command).map(drop)
-        };
-        client(&["link", "set", "lo", "up"])?;
-        client(&[
+        self.client.ip(&["link", "set", "lo", "up"])?;
+        self.client.ip(&[
             "addr",
             "add",
             &cidr(Network::Service, LAB_SUFFIX),
             "dev",
             CLIENT_INTERFACE,
         ])?;
-        client(&["link", "set", CLIENT_INTERFACE, "up"])
+        self.client.ip(&["link", "set", CLIENT_INTERFACE, "up"])
     }
 
     pub(crate) fn client(&self) -> &NetworkNamespace {
@@ -156,6 +139,23 @@ impl Drop for Networks {
 /// The address with the length of its network, as `ip` takes it.
 pub(crate) fn cidr(network: Network, suffix: u8) -> String {
     format!("{}/24", network.address(suffix))
+}
+
+/// How `ip` is told to make a bridge that passes frames on from the first one, all of them.
+pub(crate) fn add_bridge(name: &str) -> [&str; 11] {
+    [
+        "link",
+        "add",
+        name,
+        "type",
+        "bridge",
+        "forward_delay",
+        "0",
+        "stp_state",
+        "0",
+        "mcast_snooping",
+        "0",
+    ]
 }
 
 pub(crate) fn add_veth(one: &str, other: &str) -> Result<()> {

@@ -8,7 +8,7 @@ use std::os::unix::process::CommandExt;
 use std::process::Command;
 use std::ptr;
 
-use crate::links::ip;
+use crate::links::{ip, tool};
 use anyhow::{Context, Result};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
@@ -44,6 +44,13 @@ impl NetworkNamespace {
         // `ip` finds the namespace through the descriptor of this process, which is its parent.
         let namespace = format!("/proc/{}/fd/{}", std::process::id(), self.0.as_raw_fd());
         ip(&["link", "set", interface, "netns", &namespace, "name", name])
+    }
+
+    /// Runs `ip` in this namespace.
+    pub(crate) fn ip(&self, arguments: &[&str]) -> Result<()> {
+        let mut command = self.command("ip")?;
+        command.args(arguments);
+        tool(command).map(drop)
     }
 
     /// A command that will run in this namespace, and dies with the lab.

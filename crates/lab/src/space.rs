@@ -13,7 +13,7 @@ use anyhow::{Context, Result, bail};
 use rustix::process::{Pid, Signal};
 
 use crate::host::suffix;
-use crate::links::{Port, add_veth, cidr, ip, tool};
+use crate::links::{Port, add_bridge, add_veth, cidr, ip};
 use crate::namespace::{First, Mount, NetworkNamespace};
 use crate::network::Network;
 use crate::process::Watched;
@@ -142,25 +142,8 @@ impl Space {
     /// Makes the host's network namespace with all that is in it.
     fn connect(&self) -> Result<NetworkNamespace> {
         let host = NetworkNamespace::new()?;
-        let inside = |arguments: &[&str]| {
-            let mut command = host.command("ip")?;
-            command.args(arguments);
-            tool(command).map(drop)
-        };
-        inside(&["link", "set", "lo", "up"])?;
-        inside(&[
-            "link",
-            "add",
-            "br0",
-            "type",
-            "bridge",
-            "forward_delay",
-            "0",
-            "stp_state",
-            "0",
-            "mcast_snooping",
-            "0",
-        ])?;
+        host.ip(&["link", "set", "lo", "up"])?;
+        host.ip(&add_bridge("br0"))?;
         for network in Network::ALL {
             let port = Port::new(network, self.n);
             let (other, interface) = (format!("{}-in", port.name()), network.interface());
@@ -171,13 +154,13 @@ impl Space {
             host.adopt(&other, interface)?;
             let address = cidr(network, suffix(self.n));
             let device = if network == Network::Service {
-                inside(&["link", "set", interface, "master", "br0", "up"])?;
+                host.ip(&["link", "set", interface, "master", "br0", "up"])?;
                 "br0"
             } else {
                 interface
             };
-            inside(&["addr", "add", &address, "dev", device])?;
-            inside(&["link", "set", device, "up"])?;
+            host.ip(&["addr", "add", &address, "dev", device])?;
+            host.ip(&["link", "set", device, "up"])?;
         }
         Ok(host)
     }
