@@ -232,7 +232,7 @@ fn a_paused_machine_is_resumed_to_be_stopped() {
 }
 
 #[test]
-fn a_boot_that_fails_answers_who_waits() {
+fn a_boot_that_fails_ends_with_its_code() {
     let text = "name = 'fake'\nmemory = '128 MiB'\nboot.kernel = 'k'\n";
     let (shared, inbox) = parts(text, 0);
     let boot: Boot = Box::new(|| {
