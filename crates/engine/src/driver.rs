@@ -50,6 +50,8 @@ struct Session {
     dirty: PageSet,
     /// Told by the link's writer what had changed; asked at each seal.
     warm: Arc<Mutex<WarmPages>>,
+    /// When the running epoch began, and what processor time the guest had had then.
+    began: (Time, Duration),
 }
 
 /// See the module's text.
@@ -243,7 +245,9 @@ impl Driver {
         self.disks.set_active(true);
         let memory = paused.memory().clone();
         let dirty = PageSet::new(&memory);
-        self.held = Held::Running(paused.resume()?);
+        let machine = paused.resume()?;
+        let began = (clock::now(), machine.processor_time());
+        self.held = Held::Running(machine);
         let copied = Arc::new(AtomicBool::new(false));
         let resync = Resync::new(id, &self.builder.disks(), &self.disks)
             .map_err(|error| Error::Invalid(error.to_string()))?;
@@ -277,6 +281,7 @@ impl Driver {
             control,
             dirty,
             warm,
+            began,
         });
         Ok(())
     }
@@ -340,6 +345,9 @@ impl Driver {
         let Held::Running(machine) = std::mem::take(&mut self.held) else {
             return Flow::Go;
         };
+        let (resumed, before) = session.began;
+        let ran = now.since(resumed);
+        let busy = machine.processor_time().saturating_sub(before);
         let staging = self.node.spare().unwrap_or_else(|| Staging::new(STAGING));
         let copied = &session.copied;
         *lock(&self.sealed) = Some(now);
@@ -362,6 +370,7 @@ impl Driver {
             Err(error) => return Flow::End(Ended::Failed(error.to_string())),
         };
         session.outbox.notify();
+        session.began = (ended.resumed, machine.processor_time());
         session.control.resumed(
             ended.resumed,
             Cost {
@@ -369,6 +378,8 @@ impl Driver {
                 faults: self.settings.tracking.first_write
                     * u32::try_from(ended.first_writes).unwrap_or(u32::MAX),
                 taken,
+                ran,
+                busy,
                 dirty_pages: ended.dirty as u64,
                 held_output: ended.seal.held,
             },
@@ -380,6 +391,9 @@ impl Driver {
         figures
             .dirty_pages
             .fetch_add(ended.dirty as u64, Ordering::Relaxed);
+        figures
+            .first_writes
+            .fetch_add(ended.first_writes as u64, Ordering::Relaxed);
         self.turn();
         Flow::Go
     }

@@ -143,8 +143,10 @@ pub struct Status {
     pub output: OutputFigures,
     /// Epochs sealed by this process.
     pub epochs: u64,
-    /// Pages that they changed.
+    /// Pages that they may have changed.
     pub dirty_pages: u64,
+    /// Of these, pages whose first write left the guest.
+    pub first_writes: u64,
     /// Pages sent in epochs.
     pub sent_pages: u64,
     /// Bytes sent.
@@ -304,6 +306,7 @@ impl Engine {
             output: self.node.output.figures(),
             epochs: figures.epochs.load(Ordering::Relaxed),
             dirty_pages: figures.dirty_pages.load(Ordering::Relaxed),
+            first_writes: figures.first_writes.load(Ordering::Relaxed),
             sent_pages: figures.sent_pages.load(Ordering::Relaxed),
             sent_bytes: figures.sent_bytes.load(Ordering::Relaxed),
             protected_for: host.protected_since.map(|since| clock::now().since(since)),

@@ -64,6 +64,7 @@ pub(crate) struct Node {
 pub(crate) struct Figures {
     pub(crate) epochs: AtomicU64,
     pub(crate) dirty_pages: AtomicU64,
+    pub(crate) first_writes: AtomicU64,
     pub(crate) sent_bytes: AtomicU64,
     pub(crate) sent_pages: AtomicU64,
     pub(crate) copied: AtomicU64,

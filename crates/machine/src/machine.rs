@@ -388,6 +388,11 @@ impl Paused {
 }
 
 impl Machine {
+    /// The processor time that all vCPUs have had together since the machine was made: how busy the guest is.
+    pub fn processor_time(&self) -> Duration {
+        self.core.team.processor_time()
+    }
+
     /// Parks every vCPU and quiesces the devices.
     ///
     /// # Errors

@@ -180,9 +180,10 @@ fn cover(protection: &Protection, line: &mut impl FnMut(&str, String)) {
     line(
         "epochs",
         format!(
-            "{}, {} pages each, {} sent",
+            "{}, {} pages each ({} first writes), {} sent",
             protection.epochs,
             protection.dirty_pages_mean,
+            protection.first_writes_mean,
             size(protection.sent_bytes)
         ),
     );

@@ -104,8 +104,10 @@ pub(crate) struct Protection {
     pub(crate) dropped_frames: u64,
     /// Epochs that this process has sealed.
     pub(crate) epochs: u64,
-    /// Mean of pages that an epoch dirtied.
+    /// Mean of pages that an epoch may have dirtied.
     pub(crate) dirty_pages_mean: u64,
+    /// Mean of those whose first write left the guest; the others stay writable.
+    pub(crate) first_writes_mean: u64,
     /// Bytes that were sent to the other host.
     pub(crate) sent_bytes: u64,
 }

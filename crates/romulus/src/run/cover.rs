@@ -147,6 +147,7 @@ impl Cover {
         protection.dropped_frames = status.output.dropped;
         protection.epochs = status.epochs;
         protection.dirty_pages_mean = status.dirty_pages / status.epochs.max(1);
+        protection.first_writes_mean = status.first_writes / status.epochs.max(1);
         protection.sent_bytes = status.sent_bytes;
         protection
     }

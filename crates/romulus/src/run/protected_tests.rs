@@ -77,6 +77,7 @@ fn waiting() -> Status {
         output: OutputFigures::default(),
         epochs: 0,
         dirty_pages: 0,
+        first_writes: 0,
         sent_pages: 0,
         sent_bytes: 0,
         protected_for: None,
@@ -370,7 +371,7 @@ fn status_tells_cover_as_it_is() {
         status.host.protected_since = Some(Time(5));
         status.protected_for = Some(Duration::from_hours(1));
         status.host.term = Some(Term(Generation(3)));
-        (status.epochs, status.dirty_pages) = (10, 250);
+        (status.epochs, status.dirty_pages, status.first_writes) = (10, 250, 70);
     }
     let seen = protection();
     assert!(seen.protected);
@@ -379,7 +380,10 @@ fn status_tells_cover_as_it_is() {
         since.elapsed().unwrap() >= Duration::from_secs(3599),
         "{since:?}"
     );
-    assert_eq!((seen.term, seen.dirty_pages_mean), (Some(3), 25));
+    assert_eq!(
+        (seen.term, seen.dirty_pages_mean, seen.first_writes_mean),
+        (Some(3), 25, 7)
+    );
     assert_eq!(seen.copied, None, "the copy is over");
 
     // A backup is cover only while it is whole, linked, and the record's heir.
