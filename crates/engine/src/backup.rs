@@ -1,5 +1,10 @@
 //! The replica: filled by the link's reader, loaded by the thread that holds the machine.
 
+#[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
+mod tests;
+
 use crate::{clock, disks::Replicas, node::Node};
 use romulus_checkpoint::{Replica, ReplicaError, disk::JournalError};
 use romulus_machine::Memory;
@@ -270,20 +275,5 @@ impl Backup {
             inner.disks.withdraw(checkpoint.epoch.0)?;
         }
         Ok(())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn state_and_addresses_come_apart_again() {
-        let mut bytes = Vec::new();
-        join(&mut bytes, |out| out.extend_from_slice(b"addresses"));
-        bytes.extend_from_slice(b"machine");
-        assert_eq!(split(&bytes), Some((&b"addresses"[..], &b"machine"[..])));
-        assert_eq!(split(&bytes[..8]), None);
-        assert_eq!(split(&[1, 0, 0]), None);
     }
 }

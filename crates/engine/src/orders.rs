@@ -1,5 +1,8 @@
 //! What the thread that holds the machine is told, and how it waits.
 
+#[cfg(test)]
+mod obeyed;
+
 use romulus_machine::{Error, Exit, Paused};
 use romulus_protocol::{
     host::Source,

@@ -1,5 +1,10 @@
 //! Output commit: every frame that the guest sends passes here, at once or when the permit says so.
 
+#[cfg(test)]
+mod sealed;
+#[cfg(test)]
+mod tests;
+
 use crate::{clock, orders::Orders};
 use romulus_machine::{Outgoing, Outlet, TapWriter};
 use romulus_network::{Addresses, Delays, HEADER, Mac, OutputQueue};

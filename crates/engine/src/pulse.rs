@@ -1,6 +1,9 @@
 //! The thread of the heartbeats: it reads its sockets, tells the host the time, and does nothing
 //! that could take long.
 
+#[cfg(test)]
+mod tests;
+
 use crate::node::Node;
 use romulus_protocol::host::Event;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};

@@ -115,7 +115,10 @@ impl DiskLog for WriteLog {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::{sync::Arc, thread};
+    use std::{sync::Arc, thread, time::Duration};
+
+    /// Long enough for a thread to come to where it waits. If it does not, nothing fails.
+    const THERE: Duration = Duration::from_millis(100);
 
     fn length(epoch: &DiskEpoch) -> u64 {
         epoch.writes().map(|write| write.content.length()).sum()
@@ -150,6 +153,8 @@ mod tests {
             let log = Arc::clone(&log);
             thread::spawn(move || log.wrote(0, 3 << 24, &block))
         };
+        thread::sleep(THERE);
+        assert!(!worker.is_finished());
         let mut sealed = DiskEpoch::default();
         log.seal(&mut sealed);
         assert_eq!(length(&sealed), 3 << 24, "the fourth does not fit");
@@ -166,6 +171,7 @@ mod tests {
             let log = Arc::clone(&log);
             thread::spawn(move || log.flushed(0))
         };
+        thread::sleep(THERE);
         assert!(!worker.is_finished());
         log.settled();
         worker.join().unwrap();
@@ -181,6 +187,7 @@ mod tests {
             let log = Arc::clone(&log);
             thread::spawn(move || log.wrote(0, 1 << 30, &block))
         };
+        thread::sleep(THERE);
         log.set_active(false);
         worker.join().unwrap();
     }

@@ -1,5 +1,8 @@
 //! TLS 1.3 with raw public keys, each pinned to one partner.
 
+#[cfg(test)]
+mod tests;
+
 use std::sync::Arc;
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
@@ -38,6 +41,10 @@ pub(super) struct Tls {
 
 impl Tls {
     pub(super) fn new(secret: &Secret, partner: &Public) -> Result<Tls, Error> {
+        Tls::with(identity(secret, secret.public())?, partner)
+    }
+
+    fn with(identity: CertifiedKey, partner: &Public) -> Result<Tls, Error> {
         let provider = Arc::new(CryptoProvider {
             // Fastest first: every processor with KVM has instructions for AES.
             cipher_suites: vec![
@@ -51,7 +58,7 @@ impl Tls {
             partner: spki(partner),
             provider: Arc::clone(&provider),
         });
-        let identity = Arc::new(identity(secret)?);
+        let identity = Arc::new(identity);
 
         let mut client = ClientConfig::builder_with_provider(Arc::clone(&provider))
             .with_protocol_versions(&[&TLS13])?
@@ -90,10 +97,11 @@ fn spki(public: &Public) -> Vec<u8> {
     [&SPKI[..], public.link()].concat()
 }
 
-fn identity(secret: &Secret) -> Result<CertifiedKey, Error> {
+/// The key of `secret`, presented as `public`.
+fn identity(secret: &Secret, public: &Public) -> Result<CertifiedKey, Error> {
     let key = PrivatePkcs8KeyDer::from([&PKCS8[..], secret.link()].concat());
     let key = ring::sign::any_eddsa_type(&key)?;
-    let public = CertificateDer::from(spki(secret.public()));
+    let public = CertificateDer::from(spki(public));
     Ok(CertifiedKey::new(vec![public], key))
 }
 

@@ -1,0 +1,287 @@
+//! A replica changes by whole, verified, accepted epochs of its own session, and by nothing else.
+
+use super::{testing::*, *};
+use crate::disks::WritableDisk;
+use romulus_checkpoint::PAGE;
+use romulus_protocol::{host::RoleName, id::Epoch};
+use std::{fs, path::Path, sync::Arc, thread};
+use tempfile::TempDir;
+
+#[test]
+fn state_and_addresses_come_apart_again() {
+    let mut bytes = Vec::new();
+    join(&mut bytes, |out| out.extend_from_slice(b"addresses"));
+    bytes.extend_from_slice(b"machine");
+    assert_eq!(split(&bytes), Some((&b"addresses"[..], &b"machine"[..])));
+    assert_eq!(split(&bytes[..8]), None);
+    assert_eq!(split(&[1, 0, 0]), None);
+}
+
+/// A backup that is being filled from a memory of the test.
+struct Bench {
+    world: World,
+    backup: Backup,
+    /// The primary's.
+    ours: Memory,
+    /// The backup's.
+    theirs: Memory,
+    filler: Filler,
+    directory: TempDir,
+}
+
+impl Bench {
+    fn new() -> Bench {
+        Bench::with(&|_| Vec::new())
+    }
+
+    /// With one disk of 4 KiB.
+    fn with_disk() -> Bench {
+        Bench::with(&|directory| {
+            let path = directory.join("image");
+            fs::write(&path, [0; 4096]).unwrap();
+            vec![WritableDisk { disk: 0, path }]
+        })
+    }
+
+    fn with(disks: &dyn Fn(&Path) -> Vec<WritableDisk>) -> Bench {
+        let directory = tempfile::tempdir().unwrap();
+        let world = world();
+        world.begin(1);
+        let disks = disks(directory.path());
+        let (backup, theirs) = backup(&disks, &directory.path().join("state"));
+        let ours = Memory::new(MEMORY).unwrap();
+        Bench {
+            world,
+            backup,
+            filler: Filler::new(&ours),
+            ours,
+            theirs,
+            directory,
+        }
+    }
+
+    fn image(&self) -> u8 {
+        fs::read(self.directory.path().join("image")).unwrap()[0]
+    }
+
+    fn journal(&self) -> std::path::PathBuf {
+        self.directory.path().join("state/journal")
+    }
+
+    /// The primary's next epoch: its first page and its state hold `mark`.
+    fn epoch(&mut self, mark: u8) -> Filled {
+        self.ours.write_page(0, &[mark; PAGE]);
+        self.filler.fill(&self.ours, &[mark], None, false)
+    }
+
+    fn epoch_with_write(&mut self, mark: u8, flush: bool) -> Filled {
+        self.ours.write_page(0, &[mark; PAGE]);
+        let write = [mark; 512];
+        self.filler.fill(&self.ours, &[mark], Some(&write), flush)
+    }
+
+    fn parts(&self, epoch: &Filled) -> Result<(), StreamError> {
+        for (index, part) in (0..).zip(&epoch.parts) {
+            let end = &epoch.end;
+            let node = &self.world.node;
+            self.backup
+                .part(node, end.session, end.epoch.0, index, part)?;
+        }
+        Ok(())
+    }
+
+    fn end(&self, epoch: &Filled) -> Result<(), StreamError> {
+        let from = epoch.end.session.runner;
+        self.backup.checkpoint(&self.world.node, from, epoch.end)
+    }
+
+    fn all(&self, epoch: &Filled) -> Result<(), StreamError> {
+        self.parts(epoch)?;
+        self.end(epoch)
+    }
+
+    /// What the replica is: its memory's first byte, its state, and the host's word for it.
+    fn is(&self) -> (u8, Vec<u8>, u64) {
+        let mut page = [0; PAGE];
+        self.theirs.read_page(0, &mut page);
+        let held = self.backup.hold();
+        let state = held.state().map(|(_, state)| state.to_vec());
+        drop(held);
+        (
+            page[0],
+            state.unwrap_or_default(),
+            self.world.node.status().epoch.0,
+        )
+    }
+}
+
+#[test]
+fn a_whole_epoch_is_applied() {
+    let mut bench = Bench::new();
+    for mark in 1..4 {
+        let epoch = bench.epoch(mark);
+        assert!(!epoch.parts.is_empty());
+        bench.all(&epoch).unwrap();
+        assert_eq!(bench.is(), (mark, vec![mark], mark.into()));
+    }
+}
+
+#[test]
+fn a_half_or_damaged_epoch_changes_nothing() {
+    type Spoil = fn(&mut Filled);
+    let spoils: [Spoil; 4] = [
+        |epoch| drop(epoch.parts.pop()),
+        |epoch| epoch.end.digest ^= 1,
+        |epoch| epoch.end.parts += 1,
+        |epoch| {
+            let part = epoch.parts.last_mut().unwrap();
+            *part.last_mut().unwrap() ^= 1;
+        },
+    ];
+    for spoil in spoils {
+        let mut bench = Bench::new();
+        let epoch = bench.epoch(1);
+        bench.all(&epoch).unwrap();
+        let mut epoch = bench.epoch(2);
+        spoil(&mut epoch);
+        let error = bench.all(&epoch).unwrap_err();
+        assert!(matches!(error, StreamError::Replica(_)), "{error}");
+        assert_eq!(bench.is(), (1, vec![1], 1));
+    }
+}
+
+#[test]
+fn an_epoch_that_the_host_refuses_is_not_applied_and_leaves_the_journal() {
+    let mut bench = Bench::with_disk();
+    let epoch = bench.epoch_with_write(1, true);
+    bench.all(&epoch).unwrap();
+    assert_eq!(bench.image(), 1);
+    let mut epoch = bench.epoch_with_write(2, true);
+    // Whole and right, but of a term that this session is not of.
+    epoch.end.term.0.0 += 1;
+    bench.all(&epoch).unwrap();
+    assert_eq!(bench.is(), (1, vec![1], 1));
+    bench.backup.settle().unwrap();
+    assert_eq!(bench.image(), 1, "a write that was never committed");
+}
+
+#[test]
+fn what_the_journal_cannot_keep_is_not_committed() {
+    let mut bench = Bench::with_disk();
+    let epoch = bench.epoch_with_write(1, false);
+    bench.all(&epoch).unwrap();
+    // No room for another byte.
+    exchange(&bench.journal(), "/dev/full");
+    let epoch = bench.epoch_with_write(2, false);
+    let error = bench.all(&epoch).unwrap_err();
+    assert!(matches!(error, StreamError::Journal(_)), "{error}");
+    assert_eq!(bench.is(), (1, vec![1], 1));
+    assert_eq!(bench.image(), 1);
+}
+
+#[test]
+fn what_the_guest_flushed_is_durable_before_it_is_committed() {
+    let mut bench = Bench::with_disk();
+    let epoch = bench.epoch_with_write(1, true);
+    bench.all(&epoch).unwrap();
+    // It takes every write, and can make none durable.
+    exchange(&bench.journal(), "/dev/zero");
+    let epoch = bench.epoch_with_write(2, true);
+    let error = bench.all(&epoch).unwrap_err();
+    assert!(matches!(error, StreamError::Journal(_)), "{error}");
+    assert_eq!(bench.is(), (1, vec![1], 1));
+    assert_eq!(bench.image(), 1);
+}
+
+#[test]
+fn a_replica_whose_disks_cannot_follow_is_lost() {
+    let mut bench = Bench::with_disk();
+    let epoch = bench.epoch_with_write(1, false);
+    bench.all(&epoch).unwrap();
+    bench.world.node.handle(Event::SidecarStored(true));
+    assert!(bench.world.node.status().whole);
+    // What is written there is not there when it is to be applied.
+    exchange(&bench.journal(), "/dev/zero");
+    let epoch = bench.epoch_with_write(2, false);
+    bench.all(&epoch).unwrap();
+    assert!(!bench.world.node.status().whole);
+}
+
+#[test]
+fn parts_wait_for_the_replica_of_their_own_session() {
+    let mut bench = Bench::new();
+    let first = bench.epoch(1);
+    bench.all(&first).unwrap();
+    bench.world.node.handle(Event::SidecarStored(true));
+    // The next session begins; the thread that drops the old replica is late.
+    bench.world.begin(2);
+    let mut second = Filler::new(&bench.ours);
+    bench.ours.write_page(0, &[7; PAGE]);
+    let mut epoch = second.fill(&bench.ours, &[7], None, false);
+    epoch.end.session = session(2);
+    thread::scope(|scope| {
+        let reader = scope.spawn(|| bench.all(&epoch));
+        // Long enough for it to come to where it waits; if it does not, nothing fails.
+        thread::sleep(Duration::from_millis(200));
+        assert!(!reader.is_finished());
+        bench
+            .backup
+            .prepare(session(2), replica(&bench.theirs))
+            .unwrap();
+        reader.join().unwrap().unwrap();
+    });
+    assert_eq!(bench.is(), (7, vec![7], 1));
+}
+
+#[test]
+fn what_is_not_expected_any_more_is_not_taken() {
+    let mut bench = Bench::new();
+    let epoch = bench.epoch(1);
+    bench.all(&epoch).unwrap();
+    // The runner says that the guest was stopped: the thread that drops the replica is late.
+    bench.world.hear(Message::Stopped);
+    assert_eq!(bench.world.node.status().role, RoleName::Waiting);
+    let next = bench.epoch(2);
+    bench.parts(&next).unwrap();
+    let mut inner = bench.backup.lock();
+    let replica = inner.replica.as_mut().unwrap();
+    let found = replica.verify(2, next.end.parts, next.end.digest);
+    assert!(matches!(found, Err(ReplicaError::Missing { have: 0, .. })));
+    drop(inner);
+    bench.end(&next).unwrap();
+    assert_eq!(bench.is().0, 1);
+}
+
+#[test]
+fn what_was_dropped_is_gone_for_good() {
+    let mut bench = Bench::new();
+    let epoch = bench.epoch(1);
+    bench.all(&epoch).unwrap();
+    bench.backup.discard();
+    assert!(bench.backup.hold().state().is_none());
+}
+
+#[test]
+fn a_checkpoint_waits_for_the_machine_that_takes_it() {
+    let mut bench = Bench::new();
+    let epoch = bench.epoch(1);
+    bench.backup.no_machine();
+    bench
+        .backup
+        .prepare(session(1), replica(&bench.theirs))
+        .unwrap();
+    let node = Arc::clone(&bench.world.node);
+    thread::scope(|scope| {
+        let reader = scope.spawn(|| bench.all(&epoch));
+        thread::sleep(Duration::from_millis(200));
+        assert!(!reader.is_finished());
+        assert_eq!(node.status().epoch, Epoch(0), "not committed");
+        bench.backup.machine(Some(bench.theirs.clone()));
+        reader.join().unwrap().unwrap();
+    });
+    assert_eq!(bench.is(), (1, vec![1], 1));
+    // And where there will be none, the link ends.
+    bench.backup.machine(None);
+    let epoch = bench.epoch(2);
+    assert!(matches!(bench.all(&epoch), Err(StreamError::NoMachine)));
+}

@@ -1,0 +1,99 @@
+//! An epoch's end is told to everybody before the guest goes on. With the tiny guest on this
+//! computer's KVM; where there is none, the test says so and passes.
+
+use super::*;
+use crate::{
+    backup::testing::{Blank, tiny, until, world},
+    disks::WriteLog,
+    epoch,
+};
+use romulus_checkpoint::Staging;
+use romulus_machine::{DirtyPages, DiskLog as _, Ports};
+use std::{
+    fs::File,
+    os::{fd::OwnedFd, unix::net::UnixDatagram},
+    sync::mpsc,
+    thread,
+    time::Duration,
+};
+
+#[test]
+fn the_guest_goes_on_only_when_its_epochs_end_is_known() {
+    let Some(tiny) = tiny() else { return };
+    let world = world();
+    let node = &world.node;
+    let (tap, cable) = UnixDatagram::pair().unwrap();
+    cable.set_nonblocking(true).unwrap();
+    let output = Output::new(1 << 20, vec![[2, 0, 0, 0, 0, 1]], Arc::default());
+    output.attach(vec![TapWriter::new(File::from(OwnedFd::from(tap)))]);
+    output.permit(Permit {
+        pass: Pass::Committed,
+        through: Epoch(0),
+        until: None,
+    });
+    let disks = WriteLog::default();
+    disks.set_active(true);
+
+    let mut paused = tiny.boot_with(&Ports::default()).unwrap();
+    paused.start_tracking().unwrap();
+    let memory = paused.memory().clone();
+    let mut dirty = DirtyPages::new(&memory);
+    let machine = paused.resume().unwrap();
+    let rounds = || tiny.rounds(&memory, 0);
+    until("the guest does not run", || (rounds() > 2).then_some(()));
+    disks.wrote(0, 0, b"in the epoch that ends");
+    output.send(0, &mut Blank);
+
+    thread::scope(|scope| {
+        // Somebody else is with the host, and for longer than usual.
+        let (here, is_here) = mpsc::channel();
+        let (leave, may_leave) = mpsc::channel::<()>();
+        scope.spawn(move || {
+            node.handle_all(std::iter::from_fn(|| {
+                here.send(()).unwrap();
+                // Until the test says so, or has failed.
+                let _ = may_leave.recv();
+                None
+            }));
+        });
+        is_here.recv().unwrap();
+        let seal = scope.spawn(|| {
+            epoch::seal(
+                machine,
+                node,
+                &output,
+                &disks,
+                &mut dirty,
+                Staging::new(64),
+                || false,
+            )
+            .unwrap()
+        });
+        // All that is sealed is ready to be sent, and the host is to be told.
+        let mut staging = until("nothing is sealed", || {
+            node.unstage();
+            node.spare()
+        });
+        let before = rounds();
+        output.send(0, &mut Blank);
+        disks.wrote(0, 512, b"in the next");
+        thread::sleep(Duration::from_millis(200));
+        let after = rounds();
+        // What the host decides from here on, it decides for the epoch that has ended.
+        output.permit(Permit {
+            pass: Pass::Committed,
+            through: Epoch(1),
+            until: None,
+        });
+        let mut left = 0;
+        while cable.recv(&mut [0; 1024]).is_ok() {
+            left += 1;
+        }
+        let writes: Vec<u64> = staging.disk().writes().map(|write| write.offset).collect();
+        drop(leave);
+        drop(seal.join().unwrap());
+        assert_eq!(before, after, "the guest ran before the host knew");
+        assert_eq!(left, 1, "a frame of the next epoch left with this one's");
+        assert_eq!(writes, [0]);
+    });
+}

@@ -1,0 +1,251 @@
+//! What may not leave does not: each test fails when one of the gate's guards is out.
+
+use super::*;
+use romulus_network::announce::arp_request;
+use std::{
+    fs::File,
+    net::Ipv4Addr,
+    os::{fd::OwnedFd, unix::net::UnixDatagram},
+    thread,
+    time::Duration,
+};
+
+const CARD: Mac = [2, 0, 0, 0, 0, 1];
+
+/// A frame of the guest. One that goes straight to the tap is the test's to see, too.
+struct Frame<'a> {
+    bytes: Vec<u8>,
+    tap: &'a TapWriter,
+}
+
+impl Outgoing for Frame<'_> {
+    fn length(&self) -> usize {
+        self.bytes.len()
+    }
+
+    fn copy_to(&self, into: &mut [u8]) {
+        let length = into.len().min(self.bytes.len());
+        into[..length].copy_from_slice(&self.bytes[..length]);
+    }
+
+    fn pass(&mut self) -> io::Result<()> {
+        self.tap.write(&self.bytes)
+    }
+}
+
+/// The gate of a machine with one card, and the cable behind it.
+struct Gate {
+    output: Output,
+    tap: TapWriter,
+    cable: UnixDatagram,
+}
+
+impl Gate {
+    fn new(limit: usize) -> Gate {
+        let (tap, cable) = UnixDatagram::pair().unwrap();
+        cable.set_nonblocking(true).unwrap();
+        let tap = TapWriter::new(File::from(OwnedFd::from(tap)));
+        let output = Output::new(limit, vec![CARD], Arc::default());
+        output.attach(vec![tap.clone()]);
+        Gate { output, tap, cable }
+    }
+
+    /// The guest sends a frame that says `mark`.
+    fn send(&self, mark: u8) {
+        let mut bytes = vec![0; HEADER + 60];
+        bytes[HEADER + 50] = mark;
+        let tap = &self.tap;
+        self.output.send(0, &mut Frame { bytes, tap });
+    }
+
+    /// What has left since the last look.
+    fn left(&self) -> Vec<u8> {
+        let mut bytes = [0; 1024];
+        let mut next = || self.cable.recv(&mut bytes).map(|_| bytes[HEADER + 50]);
+        std::iter::from_fn(|| next().ok()).collect()
+    }
+}
+
+fn permit(pass: Pass, through: u64) -> Permit {
+    Permit {
+        pass,
+        through: Epoch(through),
+        until: None,
+    }
+}
+
+fn ended(permit: Permit) -> Permit {
+    Permit {
+        until: Some(clock::now()),
+        ..permit
+    }
+}
+
+const LIMIT: usize = 1 << 20;
+
+#[test]
+fn a_frame_leaves_when_its_own_epoch_is_committed_and_not_before() {
+    let gate = Gate::new(LIMIT);
+    gate.send(1);
+    assert_eq!(gate.left(), [], "a gate begins shut");
+    gate.output.permit(permit(Pass::Committed, 0));
+    gate.send(2);
+    let seal = gate.output.seal();
+    assert!(seal.held);
+    assert_eq!(seal.released_through, Epoch(0));
+    gate.send(3);
+    assert_eq!(gate.left(), []);
+    gate.output.permit(permit(Pass::CommittedAndUnheld, 1));
+    assert_eq!(gate.left(), [1, 2], "what the next epoch sent waits");
+    let seal = gate.output.seal();
+    assert!(seal.held);
+    assert_eq!(seal.released_through, Epoch(1));
+    gate.output.permit(permit(Pass::Committed, 2));
+    assert_eq!(gate.left(), [3]);
+    let seal = gate.output.seal();
+    assert!(!seal.held);
+    assert_eq!(seal.released_through, Epoch(3));
+}
+
+#[test]
+fn output_of_a_committed_epoch_that_still_runs_is_held() {
+    // The gate has sealed, the permit is older: nothing goes by the running epoch's number alone.
+    let gate = Gate::new(LIMIT);
+    gate.output.permit(permit(Pass::Committed, 1));
+    gate.send(1);
+    assert_eq!(gate.left(), []);
+    assert!(gate.output.holding());
+}
+
+#[test]
+fn nothing_leaves_after_the_permits_time() {
+    let gate = Gate::new(LIMIT);
+    gate.send(1);
+    gate.output.permit(ended(permit(Pass::Committed, 1)));
+    assert_eq!(gate.left(), []);
+    gate.output.permit(permit(Pass::All, 1));
+    assert_eq!(gate.left(), [1]);
+    gate.output.permit(ended(permit(Pass::All, 1)));
+    gate.send(2);
+    assert_eq!(gate.left(), []);
+}
+
+#[test]
+fn the_time_is_looked_at_again_for_each_frame() {
+    let gate = Gate::new(LIMIT);
+    gate.send(1);
+    gate.send(2);
+    // The cable takes no frame until it is read from.
+    let tap = UnixDatagram::pair().unwrap();
+    let full = File::from(OwnedFd::from(tap.0.try_clone().unwrap()));
+    tap.0.set_nonblocking(true).unwrap();
+    while tap.0.send(&[9; 100]).is_ok() {}
+    tap.0.set_nonblocking(false).unwrap();
+    gate.output.attach(vec![TapWriter::new(full)]);
+    let until = clock::now() + Duration::from_secs(1);
+    let mut bytes = [0; 1024];
+    let mut seen = Vec::new();
+    thread::scope(|scope| {
+        let release = scope.spawn(|| {
+            gate.output.permit(Permit {
+                until: Some(until),
+                ..permit(Pass::Committed, 1)
+            });
+        });
+        while clock::now() < until {
+            thread::sleep(Duration::from_millis(10));
+        }
+        tap.1.set_nonblocking(true).unwrap();
+        // The first frame was under way when the time was over.
+        while !release.is_finished() || seen.len() < 200 {
+            match tap.1.recv(&mut bytes) {
+                Ok(72) => seen.push(bytes[HEADER + 50]),
+                Ok(_) => {}
+                Err(_) if release.is_finished() => break,
+                Err(_) => thread::yield_now(),
+            }
+        }
+    });
+    assert!(!seen.contains(&2), "{seen:?}");
+    assert!(!gate.output.lock().queue.is_empty());
+}
+
+#[test]
+fn nothing_overtakes_what_waits() {
+    let gate = Gate::new(LIMIT);
+    gate.send(1);
+    // Everything may leave, but what waits could not for the moment.
+    gate.output.lock().permit = permit(Pass::All, 1);
+    gate.send(2);
+    assert_eq!(gate.left(), []);
+    gate.output.permit(permit(Pass::All, 1));
+    assert_eq!(gate.left(), [1, 2]);
+    gate.send(3);
+    assert_eq!(gate.left(), [3], "and now nothing waits");
+}
+
+#[test]
+fn what_does_not_fit_is_lost_and_does_not_leave() {
+    let gate = Gate::new(100);
+    gate.send(1);
+    assert_eq!(gate.output.figures().full, 1);
+    gate.output.permit(permit(Pass::All, 1));
+    assert_eq!(gate.left(), []);
+}
+
+#[test]
+fn what_is_cleared_never_leaves_and_neither_does_the_next() {
+    let gate = Gate::new(LIMIT);
+    gate.send(1);
+    gate.output.clear();
+    assert!(!gate.output.holding());
+    gate.output.attach(vec![gate.tap.clone()]);
+    gate.output.permit(permit(Pass::All, 1));
+    assert_eq!(gate.left(), []);
+    // The way out is gone, too: held output of a machine that is no more finds no tap.
+    gate.output.permit(Permit::nothing());
+    gate.output.clear();
+    gate.send(2);
+    gate.output.permit(permit(Pass::All, 1));
+    assert_eq!(gate.left(), []);
+    assert_eq!(gate.output.figures().dropped, 1);
+}
+
+#[test]
+fn a_term_begins_with_what_belongs_to_it_alone() {
+    let gate = Gate::new(LIMIT);
+    gate.send(1);
+    gate.output.seal();
+    gate.send(2);
+    gate.output.begin(true);
+    gate.output.permit(permit(Pass::Committed, 0));
+    assert_eq!(gate.left(), [], "it counts as the first epoch's");
+    gate.output.permit(permit(Pass::Committed, 1));
+    assert_eq!(gate.left(), [1, 2]);
+    gate.send(3);
+    gate.output.seal();
+    gate.output.begin(false);
+    gate.output.permit(permit(Pass::All, 9));
+    assert_eq!(gate.left(), [], "a replica's machine never sent that");
+    gate.output.permit(permit(Pass::Committed, 0));
+    gate.send(4);
+    gate.output.permit(permit(Pass::Committed, 1));
+    assert_eq!(gate.left(), [4], "epochs are counted from 1 again");
+}
+
+#[test]
+fn an_announcement_needs_a_permit() {
+    let gate = Gate::new(LIMIT);
+    let mut bytes = vec![0; HEADER];
+    bytes.extend(arp_request(CARD, Ipv4Addr::new(192, 0, 2, 10), None));
+    let tap = &gate.tap;
+    gate.output.send(0, &mut Frame { bytes, tap });
+    gate.output.begin(false);
+    assert_eq!(gate.output.announce(), 0);
+    gate.output.permit(ended(permit(Pass::Committed, 0)));
+    assert_eq!(gate.output.announce(), 0);
+    assert_eq!(gate.left(), []);
+    gate.output.permit(permit(Pass::Committed, 0));
+    assert!(gate.output.announce() > 0);
+    assert!(!gate.left().is_empty());
+}
