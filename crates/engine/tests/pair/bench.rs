@@ -32,6 +32,7 @@ struct Watched {
     tiny: Tiny,
     memory: Mutex<Option<Memory>>,
     outlet: Mutex<Option<Arc<dyn Outlet>>>,
+    whole: Mutex<Option<Result<(), String>>>,
     wire: Option<TapWriter>,
 }
 
@@ -57,7 +58,9 @@ impl Builder for Watched {
         self.tiny.shape()
     }
 
-    fn taps(&self, _: &Paused) -> Vec<TapWriter> {
+    fn taps(&self, paused: &Paused) -> Vec<TapWriter> {
+        // It is about to run.
+        *self.whole.lock().unwrap() = Some(self.tiny.check_whole(paused.memory()));
         self.wire.iter().cloned().collect()
     }
 }
@@ -201,12 +204,24 @@ impl Bench {
         sidecar::store(&self.state(0), &Sidecar::of(MACHINE, creator)).unwrap();
     }
 
-    fn state(&self, index: usize) -> std::path::PathBuf {
+    /// The state directory of host number `index`.
+    pub(crate) fn state(&self, index: usize) -> std::path::PathBuf {
         self.directory.path().join(format!("state{index}"))
+    }
+
+    /// Where host number `index` takes its link.
+    #[allow(dead_code, reason = "each test uses its part")]
+    pub(crate) fn link(&self, index: usize) -> SocketAddr {
+        self.hosts[index].replication
     }
 
     /// Starts an engine as host number `index`.
     pub(crate) fn start(&self, index: usize) -> Life {
+        self.start_with(index, self.options.tiny.clone())
+    }
+
+    /// [`Self::start`] with a machine of its own.
+    pub(crate) fn start_with(&self, index: usize, tiny: Tiny) -> Life {
         let settings = Settings {
             machine: MACHINE,
             name: format!("tiny{index}"),
@@ -224,9 +239,10 @@ impl Bench {
             tracking: romulus_machine::tracking_costs().unwrap(),
         };
         let builder = Arc::new(Watched {
-            tiny: self.options.tiny.clone(),
+            tiny,
             memory: Mutex::default(),
             outlet: Mutex::default(),
+            whole: Mutex::default(),
             wire: self.options.wire.clone(),
         });
         let (sender, reports) = mpsc::channel();
@@ -339,6 +355,13 @@ impl Life {
             assert!(Instant::now() < until, "{} of {rounds}", self.rounds());
             thread::sleep(STEP);
         }
+    }
+
+    /// Whether the guest's memory was what an instant of its life leaves, when it began to run here.
+    #[allow(dead_code, reason = "each test uses its part")]
+    pub(crate) fn began_whole(&self) -> Result<(), String> {
+        let whole = self.builder.whole.lock().unwrap();
+        whole.clone().expect("a machine runs")
     }
 
     /// Whether it holds a whole replica and runs nothing.
