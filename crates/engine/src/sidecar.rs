@@ -1,5 +1,8 @@
 //! The sidecar as a file: durable before it is said to be.
 
+#[cfg(test)]
+pub(crate) mod synced;
+
 use romulus_protocol::{
     id::MachineId,
     sidecar::Sidecar,

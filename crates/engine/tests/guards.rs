@@ -6,7 +6,7 @@
 mod bench;
 
 use bench::{Bench, Options};
-use romulus_engine::Report;
+use romulus_engine::{Report, WritableDisk};
 use romulus_machine::tiny::Tiny;
 use std::{
     fs,
@@ -67,7 +67,7 @@ fn a_host_that_is_not_alike_is_refused_with_what_differs() {
         ("vCPUs", Tiny { vcpus: 2, ..tiny }),
     ];
     for (what, tiny) in others {
-        let second = bench.start_with(1, tiny);
+        let second = bench.start_with(1, tiny, Vec::new());
         let told = |report: &Report| matches!(report, Report::Notice(text) if text.contains(what));
         second.until(LONG, told);
         assert_eq!(second.status().partner, None);
@@ -100,6 +100,25 @@ fn a_host_is_not_its_own_partner() {
     // It hangs up.
     heard.recv_timeout(LONG).unwrap();
     assert_eq!(second.status().partner, None);
+}
+
+#[test]
+fn a_machine_is_not_protected_before_its_disks_are_copied() {
+    let Some(bench) = Bench::new() else { return };
+    let path = bench.state(0).join("image");
+    fs::write(&path, [1; 4096]).unwrap();
+    let disk = WritableDisk { disk: 0, path };
+    let first = bench.start_with(0, Options::default().tiny, vec![disk]);
+    first.running(LONG);
+    // It has no such disk, and never says what it holds.
+    let second = bench.start(1);
+    first.wait(LONG, |status| {
+        status.copied.is_some_and(|(done, all)| done == all) && second.status().host.epoch.0 > 0
+    });
+    let before = first.status().epochs;
+    first.wait(LONG, |status| status.epochs > before + 20);
+    assert!(!second.status().host.whole);
+    assert_eq!(first.status().protected_for, None);
 }
 
 #[test]

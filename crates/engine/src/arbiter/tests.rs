@@ -3,3 +3,4 @@
 mod faulty;
 mod served;
 mod stored;
+mod synced;

@@ -1,9 +1,14 @@
 //! A replica changes by whole, verified, accepted epochs of its own session, and by nothing else.
 
 use super::{testing::*, *};
-use crate::disks::WritableDisk;
+use crate::{disks::WritableDisk, sidecar::synced::syncs};
 use romulus_checkpoint::PAGE;
-use romulus_protocol::{host::RoleName, id::Epoch};
+use romulus_protocol::{
+    arbiter::Answer,
+    host::RoleName,
+    id::{Epoch, Generation},
+    record::{Phase, Record},
+};
 use std::{fs, path::Path, sync::Arc, thread};
 use tempfile::TempDir;
 
@@ -253,6 +258,41 @@ fn what_is_not_expected_any_more_is_not_taken() {
 }
 
 #[test]
+fn who_runs_takes_nothing_from_the_runner_before() {
+    let mut bench = Bench::new();
+    let epoch = bench.epoch(1);
+    bench.all(&epoch).unwrap();
+    let node = Arc::clone(&bench.world.node);
+    node.handle(Event::SidecarStored(true));
+    let answer = |generation, runner, heir: Option<u128>, phase| {
+        node.handle(Event::Arbiter(Answer {
+            machine: MACHINE,
+            to: incarnation(1),
+            number: u64::MAX,
+            record: Some(Record {
+                machine: MACHINE,
+                generation: Generation(generation),
+                runner: incarnation(runner),
+                heir: heir.map(incarnation),
+                phase,
+            }),
+            refusal: None,
+        }));
+    };
+    answer(3, RUNNER, Some(1), Phase::Running);
+    node.handle(Event::Promote);
+    node.handle(Event::Loaded(true));
+    answer(4, 1, None, Phase::Claimed);
+    answer(5, 1, None, Phase::Running);
+    assert_eq!(node.status().role, RoleName::Primary);
+    // The thread that starts the machine is late.
+    assert_eq!(node.expected(), None);
+    let next = bench.epoch(2);
+    bench.all(&next).unwrap();
+    assert_eq!(bench.is().0, 1);
+}
+
+#[test]
 fn what_was_dropped_is_gone_for_good() {
     let mut bench = Bench::new();
     let epoch = bench.epoch(1);
@@ -284,4 +324,26 @@ fn a_checkpoint_waits_for_the_machine_that_takes_it() {
     bench.backup.machine(None);
     let epoch = bench.epoch(2);
     assert!(matches!(bench.all(&epoch), Err(StreamError::NoMachine)));
+}
+
+#[test]
+fn a_flush_syncs_the_journal_and_an_emptied_journal_the_image_before() {
+    let mut bench = Bench::with_disk();
+    let epoch = bench.epoch_with_write(1, true);
+    let journal = bench.journal().canonicalize().unwrap();
+    let image = bench.directory.path().join("image").canonicalize().unwrap();
+    let Some(seen) = syncs(|| bench.all(&epoch).unwrap()) else {
+        return;
+    };
+    assert_eq!(seen, std::slice::from_ref(&journal));
+    let seen = syncs(|| bench.backup.settle().unwrap());
+    assert_eq!(seen, Some(vec![image.clone(), journal.clone()]));
+    // Without a flush nothing waits for the disk; before the journal's writes are all there is of
+    // them, it is durable itself.
+    let epoch = bench.epoch_with_write(2, false);
+    let bench = &bench;
+    let seen = syncs(|| bench.all(&epoch).unwrap());
+    assert_eq!(seen, Some(vec![]));
+    let seen = syncs(|| bench.backup.settle().unwrap());
+    assert_eq!(seen, Some(vec![journal.clone(), image, journal]));
 }

@@ -115,6 +115,23 @@ fn what_is_not_the_partners_is_dropped() {
 }
 
 #[test]
+fn what_was_authentic_is_the_partners_from_its_own_address_only() {
+    let (mut ours, mut theirs) = pair(key(1, 2), key(2, 1));
+    ours.send(&beat(1));
+    assert_eq!(drain(&mut theirs), [(0, 1), (1, 1)]);
+    // A stranger says byte by byte what the partner has said.
+    let stranger = UdpSocket::bind(here()).expect("bound");
+    let bytes = ours.out.clone();
+    for lane in &theirs.lanes {
+        let to = lane.socket.address().expect("an address");
+        stranger.send_to(&bytes, to).expect("sent");
+    }
+    assert_eq!(drain(&mut theirs), []);
+    let dropped: Vec<u64> = theirs.counts().map(|(_, counts)| counts.dropped).collect();
+    assert_eq!(dropped, [1, 1]);
+}
+
+#[test]
 fn a_path_that_fails_does_not_stop_the_other() {
     let (mut ours, mut theirs) = pair(key(1, 2), key(2, 1));
     // An address that a socket of this family cannot send to.

@@ -2,6 +2,7 @@
 
 use romulus_engine::{
     ArbiterAddress, Builder, Ended, Engine, HostAddress, Report, Settings, Shape, Status,
+    WritableDisk,
     arbiter::{Client, Server, ServerConfig},
     identity::{Public, Secret},
     sidecar,
@@ -30,6 +31,7 @@ const STEP: Duration = Duration::from_millis(5);
 /// The tiny guest, whose memory the test can see, and whose card is somebody else.
 struct Watched {
     tiny: Tiny,
+    disks: Vec<WritableDisk>,
     memory: Mutex<Option<Memory>>,
     outlet: Mutex<Option<Arc<dyn Outlet>>>,
     whole: Mutex<Option<Result<(), String>>>,
@@ -56,6 +58,10 @@ impl Builder for Watched {
 
     fn shape(&self) -> Result<Shape, Error> {
         self.tiny.shape()
+    }
+
+    fn disks(&self) -> Vec<WritableDisk> {
+        self.disks.clone()
     }
 
     fn taps(&self, paused: &Paused) -> Vec<TapWriter> {
@@ -217,11 +223,11 @@ impl Bench {
 
     /// Starts an engine as host number `index`.
     pub(crate) fn start(&self, index: usize) -> Life {
-        self.start_with(index, self.options.tiny.clone())
+        self.start_with(index, self.options.tiny.clone(), Vec::new())
     }
 
-    /// [`Self::start`] with a machine of its own.
-    pub(crate) fn start_with(&self, index: usize, tiny: Tiny) -> Life {
+    /// [`Self::start`] with a machine and disks of its own.
+    pub(crate) fn start_with(&self, index: usize, tiny: Tiny, disks: Vec<WritableDisk>) -> Life {
         let settings = Settings {
             machine: MACHINE,
             name: format!("tiny{index}"),
@@ -240,6 +246,7 @@ impl Bench {
         };
         let builder = Arc::new(Watched {
             tiny,
+            disks,
             memory: Mutex::default(),
             outlet: Mutex::default(),
             whole: Mutex::default(),
