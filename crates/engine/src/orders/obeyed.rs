@@ -19,7 +19,9 @@ use crate::{
     outbox::{Outbox, Writer},
     settings::{ArbiterAddress, HostAddress},
 };
-use romulus_machine::{DiskLog as _, Memory, Outlet as _, Ports, TapWriter, tiny::Tiny};
+use romulus_machine::{
+    DiskLog as _, Memory, Outlet as _, Ports, TapWriter, TrackingCosts, tiny::Tiny,
+};
 use romulus_protocol::{
     arbiter::Answer,
     control::Limits,
@@ -122,7 +124,10 @@ fn settings(tiny: &Tiny, state: &Path) -> Settings {
         queue: 1 << 20,
         lock_memory: false,
         reboot: true,
-        fault: Duration::from_micros(1),
+        tracking: TrackingCosts {
+            first_write: Duration::from_micros(1),
+            copy: Duration::from_micros(1),
+        },
     }
 }
 

@@ -8,7 +8,7 @@ use crate::{
     epoch,
 };
 use romulus_checkpoint::Staging;
-use romulus_machine::{DirtyPages, DiskLog as _, Ports};
+use romulus_machine::{DiskLog as _, PageSet, Ports, WarmPages};
 use std::{
     fs::File,
     os::{fd::OwnedFd, unix::net::UnixDatagram},
@@ -37,7 +37,7 @@ fn the_guest_goes_on_only_when_its_epochs_end_is_known() {
     let mut paused = tiny.boot_with(&Ports::default()).unwrap();
     paused.start_tracking().unwrap();
     let memory = paused.memory().clone();
-    let mut dirty = DirtyPages::new(&memory);
+    let mut dirty = PageSet::new(&memory);
     let machine = paused.resume().unwrap();
     let rounds = || tiny.rounds(&memory, 0);
     until("the guest does not run", || (rounds() > 2).then_some(()));
@@ -64,6 +64,7 @@ fn the_guest_goes_on_only_when_its_epochs_end_is_known() {
                 &output,
                 &disks,
                 &mut dirty,
+                &WarmPages::new(&memory, 4, 64),
                 Staging::new(64),
                 || false,
             )
