@@ -50,8 +50,8 @@ struct Session {
     dirty: PageSet,
     /// Told by the link's writer what had changed; asked at each seal.
     warm: Arc<Mutex<WarmPages>>,
-    /// When the running epoch began, and what processor time the guest had had then.
-    began: (Time, Duration),
+    /// When the running epoch began.
+    began: Time,
 }
 
 /// See the module's text.
@@ -245,8 +245,10 @@ impl Driver {
         self.disks.set_active(true);
         let memory = paused.memory().clone();
         let dirty = PageSet::new(&memory);
-        let machine = paused.resume()?;
-        let began = (clock::now(), machine.processor_time());
+        let mut machine = paused.resume()?;
+        let began = clock::now();
+        // From here on it is counted.
+        machine.slept();
         self.held = Held::Running(machine);
         let copied = Arc::new(AtomicBool::new(false));
         let resync = Resync::new(id, &self.builder.disks(), &self.disks)
@@ -345,9 +347,7 @@ impl Driver {
         let Held::Running(machine) = std::mem::take(&mut self.held) else {
             return Flow::Go;
         };
-        let (resumed, before) = session.began;
-        let ran = now.since(resumed);
-        let busy = machine.processor_time().saturating_sub(before);
+        let ran = now.since(session.began);
         let staging = self.node.spare().unwrap_or_else(|| Staging::new(STAGING));
         let copied = &session.copied;
         *lock(&self.sealed) = Some(now);
@@ -364,13 +364,13 @@ impl Driver {
             || copied.load(Ordering::Acquire),
         );
         drop(warm);
-        let (machine, ended) = match sealed {
+        let (mut machine, ended) = match sealed {
             Ok(done) => done,
             Err(Error::Stopped(_)) => return Flow::Go,
             Err(error) => return Flow::End(Ended::Failed(error.to_string())),
         };
         session.outbox.notify();
-        session.began = (ended.resumed, machine.processor_time());
+        session.began = ended.resumed;
         session.control.resumed(
             ended.resumed,
             Cost {
@@ -379,7 +379,8 @@ impl Driver {
                     * u32::try_from(ended.first_writes).unwrap_or(u32::MAX),
                 taken,
                 ran,
-                busy,
+                // The pause has ended every sleep, so that all of it is counted.
+                slept: machine.slept(),
                 dirty_pages: ended.dirty as u64,
                 held_output: ended.seal.held,
             },

@@ -56,6 +56,8 @@ pub(crate) struct Node {
     /// Stagings that nobody uses at the moment.
     spare: Mutex<Vec<Staging>>,
     ending: AtomicBool,
+    /// The last `T_b` that the log was told of.
+    told_t_b: Mutex<Duration>,
     pub(crate) figures: Figures,
 }
 
@@ -71,6 +73,11 @@ pub(crate) struct Figures {
     pub(crate) to_copy: AtomicU64,
     /// Processor time of the last epoch's encoding and sending, in nanoseconds.
     pub(crate) last_work: AtomicU64,
+}
+
+/// Whether a `T_b` differs enough from the last one that was told: on a noisy host it moves many times a minute.
+fn is_news(told: Duration, t_b: Duration) -> bool {
+    told.abs_diff(t_b) * 4 >= told.max(t_b)
 }
 
 impl Node {
@@ -100,6 +107,7 @@ impl Node {
             staged: Mutex::default(),
             spare: Mutex::default(),
             ending: AtomicBool::new(false),
+            told_t_b: Mutex::default(),
             figures: Figures::default(),
         }
     }
@@ -303,6 +311,11 @@ impl Node {
             // Whoever runs the engine says this in its own words.
             Notice::Protected(protected) => return self.report(Report::Protected(protected)),
             Notice::Adapted { t_b } => {
+                let mut told = lock(&self.told_t_b);
+                if !is_news(*told, t_b) {
+                    return;
+                }
+                *told = t_b;
                 format!("this host is noisy: T_b is now {} ms", t_b.as_millis())
             }
             Notice::Arbiter { answers: true } => "the arbiter answers".to_owned(),
@@ -330,5 +343,18 @@ impl Node {
         };
         tracing::info!("{text}");
         self.report(Report::Notice(text));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_small_change_of_t_b_is_no_news() {
+        let ms = Duration::from_millis;
+        assert!(is_news(Duration::ZERO, ms(100)), "the first");
+        assert!(!is_news(ms(100), ms(113)) && !is_news(ms(113), ms(100)));
+        assert!(is_news(ms(100), ms(200)) && is_news(ms(200), ms(100)));
     }
 }

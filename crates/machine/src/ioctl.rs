@@ -7,12 +7,13 @@ use kvm_bindings::{
 };
 use std::{
     ffi::c_int,
+    fs::File,
     io,
-    os::fd::{AsRawFd, RawFd},
+    os::fd::{AsRawFd, FromRawFd as _, RawFd},
 };
 use vmm_sys_util::{
-    ioctl::{ioctl_with_mut_ptr, ioctl_with_mut_ref, ioctl_with_ptr, ioctl_with_ref},
-    ioctl_ior_nr, ioctl_iow_nr, ioctl_iowr_nr,
+    ioctl::{ioctl, ioctl_with_mut_ptr, ioctl_with_mut_ref, ioctl_with_ptr, ioctl_with_ref},
+    ioctl_io_nr, ioctl_ior_nr, ioctl_iow_nr, ioctl_iowr_nr,
 };
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
@@ -25,6 +26,7 @@ ioctl_iow_nr!(KVM_SET_MSRS, KVMIO, 0x89, MsrsHeader);
 ioctl_ior_nr!(KVM_GET_XSAVE, KVMIO, 0xa4, Xsave);
 ioctl_ior_nr!(KVM_GET_XSAVE2, KVMIO, 0xcf, Xsave);
 ioctl_iow_nr!(KVM_SET_XSAVE, KVMIO, 0xa5, Xsave);
+ioctl_io_nr!(KVM_GET_STATS_FD, KVMIO, 0xce);
 ioctl_ior_nr!(KVM_GET_SREGS2, KVMIO, 0xcc, Sregs2);
 ioctl_iow_nr!(KVM_SET_SREGS2, KVMIO, 0xcd, Sregs2);
 
@@ -198,6 +200,15 @@ pub(crate) fn clear_dirty_log(
     done(unsafe { ioctl_with_ref(vm, KVM_CLEAR_DIRTY_LOG(), &log) })
 }
 
+/// Opens the statistics of a machine or a vCPU.
+pub(crate) fn get_stats(of: &impl AsRawFd) -> io::Result<File> {
+    // SAFETY: the call has no argument.
+    let fd = unsafe { ioctl(of, KVM_GET_STATS_FD()) };
+    done(fd)?;
+    // SAFETY: the kernel has just made this descriptor, and nobody else knows it.
+    Ok(unsafe { File::from_raw_fd(fd) })
+}
+
 /// Sets an interrupt line. Synchronous: on return the interrupt controllers have seen it.
 pub(crate) fn irq_line(vm: RawFd, gsi: u32, active: bool) -> io::Result<()> {
     let mut level = kvm_irq_level::default();
@@ -230,6 +241,7 @@ mod tests {
         assert_eq!(KVM_GET_XSAVE(), 0x9000_aea4);
         assert_eq!(KVM_SET_XSAVE(), 0x5000_aea5);
         assert_eq!(KVM_GET_XSAVE2(), 0x9000_aecf);
+        assert_eq!(KVM_GET_STATS_FD(), 0xaece);
         assert_eq!(KVM_GET_SREGS2(), 0x8140_aecc);
         assert_eq!(KVM_SET_SREGS2(), 0x4140_aecd);
     }

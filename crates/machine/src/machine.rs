@@ -388,9 +388,10 @@ impl Paused {
 }
 
 impl Machine {
-    /// The processor time that all vCPUs have had together since the machine was made: how busy the guest is.
-    pub fn processor_time(&self) -> Duration {
-        self.core.team.processor_time()
+    /// How long the guest has slept since this was last asked: the time that even its busiest vCPU spent in HLT. Where the
+    /// kernel does not count that (before Linux 5.15) it never sleeps.
+    pub fn slept(&mut self) -> Duration {
+        self.core.team.slept()
     }
 
     /// Parks every vCPU and quiesces the devices.

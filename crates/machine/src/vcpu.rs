@@ -4,6 +4,7 @@ pub(crate) mod cpuid;
 mod gate;
 pub(crate) mod msrs;
 mod run;
+mod sleep;
 pub(crate) mod state;
 mod team;
 

@@ -4,6 +4,7 @@ use super::{
     Bus, Vcpu, cpuid,
     gate::{Gate, Order},
     run,
+    sleep::Sleep,
 };
 use crate::{
     Error,
@@ -70,40 +71,12 @@ struct Shared {
 #[derive(Default)]
 struct Counter(AtomicU64);
 
-/// The clock of `thread`'s processor time.
-fn clock_of(thread: &JoinHandle<Vcpu>) -> Result<libc::clockid_t, Error> {
-    let mut clock = 0;
-    // SAFETY: the thread is not joined, and the call writes one clock's number.
-    let error = unsafe { libc::pthread_getcpuclockid(thread.as_pthread_t(), &raw mut clock) };
-    if error == 0 {
-        Ok(clock)
-    } else {
-        Err(Error::Host {
-            what: "the clock of a vCPU's thread".into(),
-            source: io::Error::from_raw_os_error(error),
-        })
-    }
-}
-
-/// What a clock shows. That of a thread that has ended shows nothing.
-fn time_of(clock: libc::clockid_t) -> Duration {
-    let mut time = libc::timespec {
-        tv_sec: 0,
-        tv_nsec: 0,
-    };
-    // SAFETY: the call writes one `timespec`, or nothing.
-    unsafe { libc::clock_gettime(clock, &raw mut time) };
-    // Neither is negative, and the second is below a second.
-    let nanoseconds = u32::try_from(time.tv_nsec).unwrap_or(0);
-    Duration::new(u64::try_from(time.tv_sec).unwrap_or(0), nanoseconds)
-}
-
 /// The vCPU threads of one machine. Dropping it ends and joins them.
 pub(crate) struct Team {
     shared: Arc<Shared>,
     threads: Vec<JoinHandle<Vcpu>>,
-    /// Each thread's clock of processor time.
-    clocks: Vec<libc::clockid_t>,
+    /// Each vCPU's time of sleep, where the kernel counts it.
+    sleeps: Vec<Option<Sleep>>,
     /// Saving was ordered and not waited for.
     saving: bool,
     /// To ask KVM itself what became of an order.
@@ -134,7 +107,7 @@ impl Team {
         let mut team = Self {
             shared,
             threads: Vec::with_capacity(n),
-            clocks: Vec::with_capacity(n),
+            sleeps: vcpus.iter().map(|vcpu| Sleep::of(&vcpu.fd)).collect(),
             saving: false,
             #[cfg(test)]
             fds: vcpus.iter().map(|v| v.fd.as_raw_fd()).collect(),
@@ -154,7 +127,6 @@ impl Team {
                 thread: thread.as_pthread_t(),
                 immediate_exit,
             });
-            team.clocks.push(clock_of(&thread)?);
             team.threads.push(thread);
         }
         assert!(team.shared.kicks.set(kicks).is_ok(), "set once");
@@ -175,9 +147,11 @@ impl Team {
         self.wait()
     }
 
-    /// The processor time that all vCPUs have had together, in the guest and on its behalf in the kernel.
-    pub(crate) fn processor_time(&self) -> Duration {
-        self.clocks.iter().map(|clock| time_of(*clock)).sum()
+    /// How long even the vCPU that slept least has slept since this was last asked.
+    pub(crate) fn slept(&mut self) -> Duration {
+        let each = self.sleeps.iter_mut();
+        let each = each.map(|sleep| sleep.as_mut().map_or(Duration::ZERO, Sleep::since_last));
+        each.min().unwrap_or_default()
     }
 
     /// Lets all vCPUs run. They must be parked.
