@@ -9,6 +9,7 @@ mod faults;
 mod lifecycle;
 mod net;
 mod protect;
+mod protect_disk;
 mod protect_refused;
 mod sizes;
 
@@ -141,6 +142,7 @@ pub(crate) fn all() -> Vec<&'static Scenario> {
         audit::ALL,
         faults::ALL,
         protect::ALL,
+        protect_disk::ALL,
         protect_refused::ALL,
     ]
     .into_iter()

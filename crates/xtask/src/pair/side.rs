@@ -29,6 +29,8 @@ pub(super) struct Side<'lab> {
 struct Durable {
     identity: Vec<u8>,
     sidecar: Option<Vec<u8>>,
+    /// Images that the guest may write: where, and what was in them.
+    images: Vec<(String, Vec<u8>)>,
 }
 
 impl<'lab> Side<'lab> {
@@ -51,8 +53,12 @@ impl<'lab> Side<'lab> {
     }
 
     /// Notes what a loss of power would leave of a machine.
-    pub(super) fn remember_machine(&mut self, name: &str) -> Result<()> {
-        let path = sidecar(name);
+    pub(super) fn remember_machine(&mut self, file: &MachineFile) -> Result<()> {
+        let writable = file.disks.iter().filter(|disk| !disk.read_only);
+        self.durable.images = writable
+            .map(|disk| Ok((disk.path.clone(), self.pull(&disk.path)?)))
+            .collect::<Result<_>>()?;
+        let path = sidecar(&file.name);
         let there = self
             .host
             .sh(&format!("test -e {path} && echo there || true"))?;
@@ -72,6 +78,9 @@ impl<'lab> Side<'lab> {
         agent.write(&self.durable.identity, 0o600, IDENTITY)?;
         if let Some(content) = &self.durable.sidecar {
             agent.write(content, 0o644, &sidecar(&file.name))?;
+        }
+        for (path, content) in &self.durable.images {
+            agent.write(content, 0o644, path)?;
         }
         Ok(())
     }

@@ -75,7 +75,7 @@ impl Pair<'_> {
         })?;
         for side in &mut self.sides {
             if side.host.is_on() {
-                side.remember_machine(&self.file.name)?;
+                side.remember_machine(&self.file)?;
             }
         }
         Ok(runner)
