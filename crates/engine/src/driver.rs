@@ -50,8 +50,6 @@ struct Session {
     dirty: PageSet,
     /// Told by the link's writer what had changed; asked at each seal.
     warm: Arc<Mutex<WarmPages>>,
-    /// When the running epoch began.
-    began: Time,
 }
 
 /// See the module's text.
@@ -253,8 +251,7 @@ impl Driver {
         let copied = Arc::new(AtomicBool::new(false));
         let resync = Resync::new(id, &self.builder.disks(), &self.disks)
             .map_err(|error| Error::Invalid(error.to_string()))?;
-        let now = clock::now();
-        let control = Control::new(self.settings.limits, now)
+        let control = Control::new(self.settings.limits, began)
             .map_err(|error| Error::Invalid(error.to_string()))?;
         let figures = &self.node.figures;
         figures.copied.store(0, Ordering::Relaxed);
@@ -283,7 +280,6 @@ impl Driver {
             control,
             dirty,
             warm,
-            began,
         });
         Ok(())
     }
@@ -347,7 +343,6 @@ impl Driver {
         let Held::Running(machine) = std::mem::take(&mut self.held) else {
             return Flow::Go;
         };
-        let ran = now.since(session.began);
         let staging = self.node.spare().unwrap_or_else(|| Staging::new(STAGING));
         let copied = &session.copied;
         *lock(&self.sealed) = Some(now);
@@ -370,7 +365,6 @@ impl Driver {
             Err(error) => return Flow::End(Ended::Failed(error.to_string())),
         };
         session.outbox.notify();
-        session.began = ended.resumed;
         session.control.resumed(
             ended.resumed,
             Cost {
@@ -378,7 +372,6 @@ impl Driver {
                 faults: self.settings.tracking.first_write
                     * u32::try_from(ended.first_writes).unwrap_or(u32::MAX),
                 taken,
-                ran,
                 // The pause has ended every sleep, so that all of it is counted.
                 slept: machine.slept(),
                 dirty_pages: ended.dirty as u64,

@@ -65,9 +65,7 @@ pub struct Cost {
     /// Processor time that was taken from the guest while it ran: encoding and sending, on a host
     /// that has no processor to spare for them.
     pub taken: Duration,
-    /// How long the epoch was, from resume to kick.
-    pub ran: Duration,
-    /// How much of that the guest slept, by its own will.
+    /// How long the guest slept in it, by its own will.
     pub slept: Duration,
     /// Pages that the epoch dirtied.
     pub dirty_pages: u64,
@@ -133,9 +131,9 @@ impl Control {
         } else {
             self.cost + NEWEST * (spent - self.cost)
         };
-        let all = cost.ran + cost.pause;
+        let all = now.since(self.resumed);
         if !all.is_zero() {
-            let awake = cost.ran.saturating_sub(cost.slept);
+            let awake = all.saturating_sub(cost.pause + cost.slept);
             self.awake += NEWEST * (awake.as_secs_f64() / all.as_secs_f64() - self.awake);
         }
         let idle = cost.dirty_pages <= self.limits.idle_pages;
@@ -198,7 +196,6 @@ mod tests {
             pause,
             faults: Duration::ZERO,
             taken: Duration::ZERO,
-            ran: MS,
             slept: Duration::ZERO,
             dirty_pages,
             held_output,
@@ -256,22 +253,15 @@ mod tests {
     fn the_guest_has_its_share_whatever_a_pause_costs() {
         for pause in [MS / 10, MS, 10 * MS, 60 * MS] {
             let mut control = control();
-            let (mut now, mut ran, mut paused) = (Time(0), Duration::ZERO, Duration::ZERO);
-            let mut last = MS;
+            let mut now = Time(0) + MS;
+            let (mut ran, mut paused) = (Duration::ZERO, Duration::ZERO);
             for _ in 0..200 {
                 now = now + pause;
                 paused += pause;
-                control.resumed(
-                    now,
-                    Cost {
-                        ran: last,
-                        ..cost(pause, 500, true)
-                    },
-                );
+                control.resumed(now, cost(pause, 500, true));
                 control.committed();
                 let end = control.end(true).expect("committed");
-                last = end.since(now);
-                ran += last;
+                ran += end.since(now);
                 now = end;
             }
             let share = ran.as_secs_f64() / (ran + paused).as_secs_f64();
@@ -283,7 +273,7 @@ mod tests {
     /// gives the share of time that it had in the end.
     fn share_of(demand: f64, pause: Duration) -> f64 {
         let mut control = control();
-        let (mut now, mut ran) = (Time(0), MS);
+        let (mut now, mut ran) = (Time(0) + MS, MS);
         let mut share = 0.0;
         for _ in 0..400 {
             let work = (ran + pause).mul_f64(demand).min(ran);
@@ -292,7 +282,6 @@ mod tests {
             control.resumed(
                 now,
                 Cost {
-                    ran,
                     slept,
                     ..cost(pause, 500, true)
                 },

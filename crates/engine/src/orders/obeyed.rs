@@ -100,7 +100,7 @@ struct Bench {
     thread: Option<JoinHandle<Ended>>,
 }
 
-fn settings(tiny: &Tiny, state: &Path) -> Settings {
+fn settings(state: &Path) -> Settings {
     let identity = *Secret::from_seed(&[7; 32]).public();
     let address = ([127, 0, 0, 1], 9).into();
     let host = || HostAddress {
@@ -109,7 +109,6 @@ fn settings(tiny: &Tiny, state: &Path) -> Settings {
         replication: address,
         control: None,
     };
-    assert!(tiny.memory > 0);
     Settings {
         machine: MACHINE,
         name: "tiny".into(),
@@ -150,7 +149,7 @@ impl Bench {
         let (backup, _) = backup(&disks, &state);
         backup.no_machine();
         let backup = Arc::new(backup);
-        let settings = settings(&tiny, &state);
+        let settings = settings(&state);
         let shape = tiny.shape().unwrap();
         let builder = Arc::new(Watched {
             tiny,

@@ -120,15 +120,21 @@ fn power_cut(case: &Case) -> Result<()> {
     cross(case, &mut pair, "cut").map(drop)
 }
 
-fn returns(case: &Case) -> Result<()> {
-    let mut pair = case.protected(Image::REGISTRAR_12)?;
-    cross(case, &mut pair, "first")?;
+/// The first host comes back from its loss of power and covers the machine, which stays where it is.
+pub(super) fn old_host_returns(pair: &mut Pair<'_>) -> Result<()> {
     pair.return_host(0)?;
     let runner = pair.wait_protected(None)?;
     ensure!(
         runner == 1,
         "the machine moved by itself when its old host came back"
     );
+    Ok(())
+}
+
+fn returns(case: &Case) -> Result<()> {
+    let mut pair = case.protected(Image::REGISTRAR_12)?;
+    cross(case, &mut pair, "first")?;
+    old_host_returns(&mut pair)?;
     pair.wait_status(0, "the backup", SOON, Status::is_backup)?;
     cross(case, &mut pair, "second").map(drop)
 }

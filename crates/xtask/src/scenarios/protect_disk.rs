@@ -3,9 +3,10 @@
 use super::{
     Scenario,
     case::{Case, with_shell},
+    protect::old_host_returns,
 };
-use crate::{assets::Image, machine_file::Disk, pair::Pair};
-use anyhow::{Result, ensure};
+use crate::{assets::Image, machine_file::Disk, pair::Pair, process};
+use anyhow::{Context as _, Result, ensure};
 use std::time::Duration;
 
 /// This file's scenarios.
@@ -51,12 +52,7 @@ fn disk(case: &Case) -> Result<()> {
     write(case, 3, "oflag=direct conv=fsync")?;
     let alone = sum(case)?;
     ensure!(alone != before, "the guest's write changed nothing");
-    pair.return_host(0)?;
-    let runner = pair.wait_protected(None)?;
-    ensure!(
-        runner == 1,
-        "the machine moved by itself when its old host came back"
-    );
+    old_host_returns(&mut pair)?;
     write(case, 9, "oflag=direct")?;
     let covered = sum(case)?;
     pair.cut_power(1)?;
@@ -93,8 +89,8 @@ fn same(case: &Case, pair: &Pair<'_>, side: usize, expected: &str) -> Result<()>
         let sum = pair.host(side).sh(&format!("sha256sum <{IMAGE}"))?;
         Ok((sum.trim() == expected).then_some(()))
     };
-    crate::process::poll(SETTLED_WITHIN, Duration::from_secs(1), image)?.ok_or_else(|| {
-        anyhow::anyhow!(
+    process::poll(SETTLED_WITHIN, Duration::from_secs(1), image)?.with_context(|| {
+        format!(
             "the image on {} is another than the guest's disk",
             pair.host(side).name()
         )
