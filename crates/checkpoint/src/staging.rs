@@ -1,7 +1,7 @@
 //! What is copied while the machine is paused.
 
 use crate::disk::DiskEpoch;
-use crate::pages::{PAGE, Pages};
+use crate::pages::{Aligned, PAGE, Pages};
 
 /// Pages in one piece of the buffer: 1 MiB.
 const CHUNK: usize = 256;
@@ -13,7 +13,7 @@ const CHUNK: usize = 256;
 /// in the pause; what was copied before is never moved.
 #[derive(Debug)]
 pub struct Staging {
-    chunks: Vec<Box<[[u8; PAGE]]>>,
+    chunks: Vec<Box<[Aligned]>>,
     numbers: Vec<u32>,
     state: Vec<u8>,
     disk: DiskEpoch,
@@ -70,7 +70,7 @@ impl Staging {
             if at / CHUNK == self.chunks.len() {
                 self.grow();
             }
-            memory.read(page, &mut self.chunks[at / CHUNK][at % CHUNK]);
+            memory.stage(page, &mut self.chunks[at / CHUNK][at % CHUNK].0);
             self.numbers
                 .push(u32::try_from(page).expect("a machine has fewer pages than 2^32"));
         }
@@ -100,6 +100,7 @@ impl Staging {
     /// The copied pages with their numbers, in the order of copying.
     pub(crate) fn copied(&self) -> impl Iterator<Item = (u32, &[u8; PAGE])> {
         let pages = self.chunks.iter().flat_map(|chunk| chunk.iter());
+        let pages = pages.map(|page| &page.0);
         self.numbers.iter().copied().zip(pages)
     }
 
@@ -114,6 +115,6 @@ impl Staging {
     fn grow(&mut self) {
         // Not zeroes: those would come as pages that are made only when they are touched.
         self.chunks
-            .push(vec![[0xff; PAGE]; CHUNK].into_boxed_slice());
+            .push(vec![Aligned([0xff; PAGE]); CHUNK].into_boxed_slice());
     }
 }

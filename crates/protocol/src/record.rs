@@ -105,6 +105,11 @@ impl Record {
         }
     }
 
+    /// Whether nobody has claimed the machine since it was created: it has not run anywhere.
+    pub fn is_new(&self) -> bool {
+        self.generation == Generation(1)
+    }
+
     /// The record after `change`.
     ///
     /// # Errors

@@ -1,6 +1,8 @@
 //! Waiting: nothing is held, nothing runs. From here a host is filled by the runner, or starts
 //! the machine from its disk (DESIGN, "Cold start").
 
+use std::time::Duration;
+
 use crate::guards::Guard;
 use crate::heartbeat::Activity;
 use crate::id::{Generation, SessionId, Term};
@@ -65,11 +67,12 @@ impl Host {
             waiting.quiet_since = waiting.quiet_since.max(at);
         }
         let timing = &self.config.timing;
-        // A host that the file does not prefer lets the other go first.
-        let enough = if self.config.preferred {
-            timing.t_cold
-        } else {
-            timing.t_cold * 3 / 2
+        // A host that the file does not prefer lets the other go first. That one has nothing to wait for when nobody ever
+        // ran the machine: there is no newer state than its disk's that could answer.
+        let enough = match self.config.preferred {
+            true if record.is_new() => Duration::ZERO,
+            true => timing.t_cold,
+            false => timing.t_cold * 3 / 2,
         };
         let quiet = now.since(waiting.quiet_since) >= enough || !self.guards.on(Guard::ColdSilence);
         if quiet && self.seat.is_idle() && !self.is_storing() && self.may_start_cold(&record) {
