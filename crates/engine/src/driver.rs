@@ -30,7 +30,7 @@ use romulus_protocol::{
 use std::{
     sync::{
         Arc, Mutex,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering, fence},
     },
     time::Duration,
 };
@@ -46,6 +46,8 @@ struct Session {
     id: SessionId,
     outbox: Arc<Outbox>,
     copied: Arc<AtomicBool>,
+    /// How far the full copy may have been read.
+    reached: Arc<AtomicUsize>,
     control: Control,
     dirty: PageSet,
     /// Told by the link's writer what had changed; asked at each seal.
@@ -249,6 +251,7 @@ impl Driver {
         machine.slept();
         self.held = Held::Running(machine);
         let copied = Arc::new(AtomicBool::new(false));
+        let reached = Arc::new(AtomicUsize::new(0));
         let resync = Resync::new(id, &self.builder.disks(), &self.disks)
             .map_err(|error| Error::Invalid(error.to_string()))?;
         let control = Control::new(self.settings.limits, began)
@@ -268,6 +271,7 @@ impl Driver {
             memory,
             epoch: self.node.status().epoch,
             next: 0,
+            reached: Arc::clone(&reached),
             resync,
             full: false,
             copied: Arc::clone(&copied),
@@ -277,6 +281,7 @@ impl Driver {
             id,
             outbox,
             copied,
+            reached,
             control,
             dirty,
             warm,
@@ -344,7 +349,7 @@ impl Driver {
             return Flow::Go;
         };
         let staging = self.node.spare().unwrap_or_else(|| Staging::new(STAGING));
-        let copied = &session.copied;
+        let (copied, reached) = (&session.copied, &session.reached);
         *lock(&self.sealed) = Some(now);
         // Taken before the pause: the writer may hold it for a moment.
         let warm = lock(&session.warm);
@@ -356,7 +361,13 @@ impl Driver {
             &mut session.dirty,
             &warm,
             staging,
-            || copied.load(Ordering::Acquire),
+            || {
+                let all = copied.load(Ordering::Acquire);
+                // After everything that the guest wrote: see the writer's.
+                fence(Ordering::SeqCst);
+                let reached = reached.load(Ordering::Relaxed);
+                epoch::Copied { all, reached }
+            },
         );
         drop(warm);
         let (mut machine, ended) = match sealed {

@@ -50,8 +50,17 @@ impl Ended {
     }
 }
 
-/// Ends the running epoch of `machine`. `complete` says whether everything that the session's
-/// full copy is to contain was read before now; it is asked while the guest is paused.
+/// How far the session's full copy has come.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Copied {
+    /// Everything that it is to contain has been read.
+    pub(crate) all: bool,
+    /// No page from this one on has been read.
+    pub(crate) reached: usize,
+}
+
+/// Ends the running epoch of `machine`. `copied` is asked while the guest is paused: pages that the full copy will only
+/// read later need not be in the epoch, and the first whole one is sealed when it has read all.
 ///
 /// # Errors
 /// The machine has ended, or KVM refuses: then there is no machine any more.
@@ -64,15 +73,19 @@ pub(crate) fn seal(
     dirty: &mut PageSet,
     warm: &WarmPages,
     mut staging: Staging,
-    complete: impl FnOnce() -> bool,
+    copied: impl FnOnce() -> Copied,
 ) -> Result<(Machine, Ended), Error> {
     let begun = Instant::now();
     let mut paused = machine.pause()?;
     let parked = Instant::now();
     let first_writes = paused.harvest_but(dirty, warm.pages())?;
     let harvested = Instant::now();
+    let full = copied();
     staging.clear();
-    staging.copy(paused.memory(), dirty.iter());
+    staging.copy(
+        paused.memory(),
+        dirty.iter().take_while(|page| *page < full.reached),
+    );
     let copied = Instant::now();
     let state = staging.state();
     backup::join(state, |out| output.save_addresses(out));
@@ -84,7 +97,7 @@ pub(crate) fn seal(
     // Told before the guest goes on: the host must know which epoch runs whenever it decides what
     // may leave.
     node.handle(Event::Sealed(Sealed {
-        complete: complete(),
+        complete: full.all,
         released_through: seal.released_through,
         rx_next: 0,
     }));

@@ -21,7 +21,7 @@ use std::{
     collections::VecDeque,
     sync::{
         Arc, Condvar, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering, fence},
     },
     time::{Duration, Instant},
 };
@@ -60,6 +60,8 @@ pub(crate) struct Stream {
     pub(crate) epoch: Epoch,
     /// The next page of the full copy.
     pub(crate) next: usize,
+    /// Told, before a page of the full copy is read, that all up to it may have been.
+    pub(crate) reached: Arc<AtomicUsize>,
     /// What differs on the disks.
     pub(crate) resync: Resync,
     /// The disks' log is full: nothing more of them before the epoch has ended.
@@ -246,6 +248,9 @@ impl Writer {
         };
         out.bytes.clear();
         let range = stream.next..end;
+        stream.reached.store(end, Ordering::Relaxed);
+        // A pause that still sees the old mark leaves these pages to this reading: it must not have begun.
+        fence(Ordering::SeqCst);
         stream
             .encoder
             .bulk(&stream.memory, range, &mut |index, bytes| {

@@ -5,7 +5,7 @@ use super::*;
 use crate::{
     backup::testing::{Blank, tiny, until, world},
     disks::WriteLog,
-    epoch,
+    epoch::{self, Copied},
 };
 use romulus_checkpoint::Staging;
 use romulus_machine::{DiskLog as _, PageSet, Ports, WarmPages};
@@ -66,7 +66,10 @@ fn the_guest_goes_on_only_when_its_epochs_end_is_known() {
                 &mut dirty,
                 &WarmPages::new(&memory, 4, 64),
                 Staging::new(64),
-                || false,
+                || Copied {
+                    all: false,
+                    reached: usize::MAX,
+                },
             )
             .unwrap()
         });
@@ -97,4 +100,50 @@ fn the_guest_goes_on_only_when_its_epochs_end_is_known() {
         assert_eq!(left, 1, "a frame of the next epoch left with this one's");
         assert_eq!(writes, [0]);
     });
+}
+
+#[test]
+fn an_epoch_leaves_to_the_full_copy_what_that_has_not_read() {
+    let Some(tiny) = tiny() else { return };
+    let world = world();
+    let output = Output::new(1 << 20, vec![[2, 0, 0, 0, 0, 1]], Arc::default());
+    let disks = WriteLog::default();
+    let mut paused = tiny.boot_with(&Ports::default()).unwrap();
+    paused.start_tracking().unwrap();
+    let memory = paused.memory().clone();
+    let mut dirty = PageSet::new(&memory);
+    let warm = WarmPages::new(&memory, 4, 64);
+    let mut machine = paused.resume().unwrap();
+    let written: Vec<usize> = tiny.pages_of(0).collect();
+    let middle = written[written.len() / 2];
+    for reached in [middle, memory.pages()] {
+        let rounds = tiny.rounds(&memory, 0);
+        until("the guest does not run", || {
+            (tiny.rounds(&memory, 0) > rounds + 1).then_some(())
+        });
+        let staging = Staging::new(64);
+        let copied = || Copied {
+            all: false,
+            reached,
+        };
+        let (resumed, ended) = epoch::seal(
+            machine,
+            &world.node,
+            &output,
+            &disks,
+            &mut dirty,
+            &warm,
+            staging,
+            copied,
+        )
+        .unwrap();
+        machine = resumed;
+        let staging = world.node.spare().unwrap();
+        let staged: Vec<usize> = staging.page_numbers().iter().map(|p| *p as usize).collect();
+        assert!(staged.iter().all(|page| *page < reached));
+        let below = written.iter().filter(|page| **page < reached);
+        assert!(below.clone().count() > 0);
+        assert!(below.into_iter().all(|page| staged.contains(page)));
+        assert!(ended.dirty >= written.len(), "all that changed is counted");
+    }
 }

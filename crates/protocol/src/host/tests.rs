@@ -212,10 +212,7 @@ fn patience(record: Record, preferred: bool) -> Duration {
     let mut bench = Bench::with(1, disk, preferred);
     let begun = bench.now;
     let mut actions = bench.answer(Some(record));
-    while !actions
-        .iter()
-        .any(|a| matches!(a, Action::StoreSidecar(_)))
-    {
+    while !actions.iter().any(|a| matches!(a, Action::StoreSidecar(_))) {
         assert!(bench.now.since(begun) < Duration::from_mins(1));
         actions = bench.pass(8 * MS);
     }
