@@ -56,46 +56,35 @@ impl<'a> Rates<'a> {
         })
     }
 
-    /// Measures the machine alone; each trial has a fresh guest: what an overload leaves queued would spoil the next.
+    /// Measures the machine alone, as the pair's is measured: one guest for all trials.
     ///
     /// # Errors
-    /// A guest does not come up.
+    /// The guest does not come up, or does not answer any more.
     pub(super) fn alone(&self) -> Result<Alone> {
         let step = self.progress.step("5 REGISTER/s on the machine alone");
         let machine = self.boot()?;
         let calm = cost::calm(self.lab.client(), None, self.effort.watch)?;
-        machine.kill()?;
         step.done(format!(
             "5 REGISTER/s on the machine alone: {}",
             calm.summary()
         ));
-        let fresh = |trial: &dyn Fn() -> Result<bool>| {
-            let machine = self.boot()?;
-            self.warm_up()?;
-            let passed = trial()?;
-            machine.kill()?;
-            Ok(passed)
-        };
-        let udp = self.search("UDP, machine alone", START_UDP, |rate| {
-            fresh(&|| self.udp(rate))
-        })?;
+        let udp = self.search("UDP, machine alone", START_UDP, |rate| self.udp(rate))?;
         let mix = self.search("all transports, machine alone", START_MIX, |rate| {
-            fresh(&|| self.mix(rate))
+            self.mix(rate)
         })?;
+        machine.kill()?;
         Ok(Alone { udp, mix, calm })
     }
 
-    /// Measures the pair's machine, which runs already, over UDP. After a trial it gets time to work off what is queued.
+    /// Measures the pair's machine, which runs already, over UDP.
     ///
     /// # Errors
     /// The machine does not answer any more.
     pub(super) fn of_pair(&self) -> Result<Option<u32>> {
-        self.search("UDP, pair", START_UDP, |rate| {
-            self.settle()?;
-            self.udp(rate)
-        })
+        self.search("UDP, pair", START_UDP, |rate| self.udp(rate))
     }
 
+    /// Before each trial the machine gets time to work off what an overload has left queued.
     fn search(
         &self,
         name: &str,
@@ -105,6 +94,7 @@ impl<'a> Rates<'a> {
         let mut search = RateSearch::new(start, self.effort.factor, LIMIT, self.effort.trials);
         while let Some(rate) = search.next_rate() {
             let step = self.progress.step(format!("{name}: {rate} REGISTER/s"));
+            self.settle()?;
             let passed = trial(rate)?;
             let verdict = if passed { "sustained" } else { "too much" };
             step.done(format!("{name}: {rate} REGISTER/s {verdict}"));
@@ -132,11 +122,6 @@ impl<'a> Rates<'a> {
             rate,
             count: rate * self.effort.trial_seconds,
         }
-    }
-
-    /// The first requests after a start find cold caches and unresolved addresses.
-    fn warm_up(&self) -> Result<()> {
-        sipp::register(self.lab.client(), self.load(Transport::Udp, "warm", 10)).map(drop)
     }
 
     fn udp(&self, rate: u32) -> Result<bool> {
