@@ -23,8 +23,8 @@ use romulus_machine::{Error, PageSet, Ports, WarmPages};
 use romulus_network::announce::Schedule;
 use romulus_protocol::{
     control::{Control, Cost},
-    host::{Event, Source},
-    id::{SessionId, Term},
+    host::{Event, RoleName, Source},
+    id::{Incarnation, SessionId, Term},
     time::Time,
 };
 use std::{
@@ -76,6 +76,8 @@ pub(crate) struct Driver {
     life: u64,
     /// What a machine that is being made is for.
     building: Option<guest::Purpose>,
+    /// The runner for whose replica a machine was made before it asked.
+    foreseen: Option<Incarnation>,
     /// The replica that is being loaded on trial; the machine is with that thread.
     trying: Option<SessionId>,
     /// The guest was reset and waits until everything may leave.
@@ -123,6 +125,7 @@ impl Driver {
             term: Term::default(),
             life: 0,
             building: None,
+            foreseen: None,
             trying: None,
             reset: false,
             over: None,
@@ -179,6 +182,22 @@ impl Driver {
         if now.since(self.turned) >= self.pace() / 2 {
             self.turned = now;
             self.node.handle(Event::LoopTurned);
+            self.foresee();
+        }
+    }
+
+    /// A host that waits beside the runner will be asked to take a replica, and to make a machine for that and lock its
+    /// memory takes longer than anything else before the first copy. Once for each runner: if it cannot be made, that is
+    /// told again when it is asked for.
+    fn foresee(&mut self) {
+        let status = self.node.status();
+        let runner = status.record.map(|record| record.runner);
+        if status.role == RoleName::Waiting
+            && runner != self.foreseen
+            && runner.is_some_and(|runner| self.node.outbox(runner).is_some())
+        {
+            self.foreseen = runner;
+            self.be_ready();
         }
     }
 

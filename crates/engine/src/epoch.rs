@@ -59,8 +59,9 @@ pub(crate) struct Copied {
     pub(crate) reached: usize,
 }
 
-/// Ends the running epoch of `machine`. `copied` is asked while the guest is paused: pages that the full copy will only
-/// read later need not be in the epoch, and the first whole one is sealed when it has read all.
+/// Ends the running epoch of `machine`. `copied` is asked while the guest is paused: the first whole epoch is the one that is
+/// sealed when the full copy has read all. Those before it leave out pages that it will only read later, and pages that
+/// change all the time.
 ///
 /// # Errors
 /// The machine has ended, or KVM refuses: then there is no machine any more.
@@ -78,9 +79,13 @@ pub(crate) fn seal(
     let begun = Instant::now();
     let mut paused = machine.pause()?;
     let parked = Instant::now();
-    let first_writes = paused.harvest_but(dirty, warm.pages())?;
-    let harvested = Instant::now();
     let full = copied();
+    let first_writes = if full.all {
+        paused.harvest_but(dirty, warm.pages())?
+    } else {
+        paused.harvest_without(dirty, warm.pages())?
+    };
+    let harvested = Instant::now();
     staging.clear();
     staging.copy(
         paused.memory(),

@@ -69,6 +69,17 @@ enum Life {
     Lived,
 }
 
+/// The pages that a harvest leaves writable.
+#[derive(Clone, Copy)]
+enum Warm<'a> {
+    /// None.
+    None,
+    /// They are in the harvest nevertheless.
+    Given(&'a PageSet),
+    /// They are left for a later one.
+    Left(&'a PageSet),
+}
+
 /// How long the steps of a pause took.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct StopTimes {
@@ -327,7 +338,7 @@ impl Paused {
     /// Tracking is off, `into` was made for another machine's memory, or KVM refuses; after the last, the log may have
     /// lost pages, so that all of memory must be taken as changed.
     pub fn harvest(&mut self, into: &mut PageSet) -> Result<(), Error> {
-        self.harvest_log(into, None).map(|_| ())
+        self.harvest_log(into, Warm::None).map(|_| ())
     }
 
     /// As [`Self::harvest`], but pages of `warm` that the guest has written stay writable: its next write to them is
@@ -337,10 +348,25 @@ impl Paused {
     /// # Errors
     /// As [`Self::harvest`]; `warm` was made for another machine's memory.
     pub fn harvest_but(&mut self, into: &mut PageSet, warm: &PageSet) -> Result<usize, Error> {
-        self.harvest_log(into, Some(warm))
+        self.harvest_log(into, Warm::Given(warm))
     }
 
-    fn harvest_log(&mut self, into: &mut PageSet, warm: Option<&PageSet>) -> Result<usize, Error> {
+    /// As [`Self::harvest_but`], but without the pages that stay writable: they are left for a later harvest, which gives them
+    /// whether the guest has written them again or not. For as long as nothing depends on what is harvested being all:
+    /// before a first full copy is whole, a page that changes all the time need not be copied.
+    ///
+    /// # Errors
+    /// As [`Self::harvest_but`].
+    pub fn harvest_without(&mut self, into: &mut PageSet, warm: &PageSet) -> Result<usize, Error> {
+        self.harvest_log(into, Warm::Left(warm))
+    }
+
+    fn harvest_log(&mut self, into: &mut PageSet, warm: Warm<'_>) -> Result<usize, Error> {
+        let leave = matches!(warm, Warm::Left(_));
+        let warm = match warm {
+            Warm::None => None,
+            Warm::Given(warm) | Warm::Left(warm) => Some(warm),
+        };
         let core = &mut self.core;
         if !core.tracking {
             return Err(Error::Invalid(
@@ -358,11 +384,14 @@ impl Paused {
             ioctl::get_dirty_log(&*core.vm, region.slot, words)
                 .map_err(kvm("KVM_GET_DIRTY_LOG"))?;
             let taken = core.taken.words_mut(index);
-            for (n, (taken, word)) in taken.iter_mut().zip(&*words).enumerate() {
-                let stays = warm.map_or(0, |warm| warm.words(index)[n] & word);
-                *taken = word & !stays;
+            for (n, (taken, word)) in taken.iter_mut().zip(words.iter_mut()).enumerate() {
+                let stays = warm.map_or(0, |warm| warm.words(index)[n] & *word);
+                *taken = *word & !stays;
                 found += word.count_ones() as usize;
                 left += stays.count_ones() as usize;
+                if leave {
+                    *word = *taken;
+                }
             }
             // Few of many words: the kernel looks at all that it is given.
             if let Some(first) = taken.iter().position(|word| *word != 0) {

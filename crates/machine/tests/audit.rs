@@ -146,6 +146,37 @@ fn a_warm_page_costs_no_first_write_and_is_in_every_harvest() {
 }
 
 #[test]
+fn a_warm_page_can_be_left_for_a_later_harvest() {
+    if !kvm_is_there("a_warm_page_can_be_left_for_a_later_harvest") {
+        return;
+    }
+    let guest = small(1);
+    let mut paused = guest.boot().unwrap();
+    paused.start_tracking().unwrap();
+    let (mut dirty, mut warm) = (PageSet::new(paused.memory()), PageSet::new(paused.memory()));
+    let mut replica = Replica::of(paused.memory());
+    for page in guest.pages_of(0) {
+        warm.insert(page);
+    }
+    let own = guest.pages_of(0).next().unwrap();
+    for _ in 0..3 {
+        paused = run(&guest, paused, 2, |_| {});
+        paused.harvest_without(&mut dirty, &warm).unwrap();
+        assert!(guest.pages_of(0).all(|page| !dirty.contains(page)));
+    }
+    // What the machine itself writes into such a page is nowhere but in its own log.
+    let at = GuestAddress(paused.memory().address(own).unwrap() + 64);
+    paused.memory().ram().write_obj(7_u32, at).unwrap();
+    paused.harvest_without(&mut dirty, &warm).unwrap();
+    assert!(dirty.contains(own));
+    replica.epoch(paused.memory(), &dirty);
+    paused.harvest_but(&mut dirty, &warm).unwrap();
+    let missed = replica.epoch(paused.memory(), &dirty);
+    assert!(guest.pages_of(0).all(|page| dirty.contains(page)));
+    assert!(guest.pages_of(0).all(|page| !missed.contains(&page)));
+}
+
+#[test]
 fn no_page_is_missed_with_one_vcpu() {
     if kvm_is_there("no_page_is_missed_with_one_vcpu") {
         assert!(audit(&small(1), 20) >= 20 * 300);
