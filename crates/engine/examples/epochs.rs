@@ -1,6 +1,9 @@
 //! How long an epoch takes: the product's own loop over the tiny guest, primary and backup in one
-//! process over the loopback interface. Prints one row a line: what, unit, value, target, with tabs
-//! between. `cargo xtask bench engine` runs it and makes a table.
+//! process over the loopback interface. Prints one row a line: what, unit, value, target, peer, with
+//! tabs between. `cargo xtask bench engine` runs it and makes a table.
+
+#[path = "epochs/alone.rs"]
+mod alone;
 
 #[path = "../tests/pair/bench.rs"]
 #[allow(dead_code, reason = "the tests need more of it")]
@@ -86,16 +89,18 @@ fn measure(case: Case, time: Duration) -> Option<Seen> {
         let mut bytes = [0; 4096];
         while wire.read(&mut bytes).is_ok_and(|count| count > 0) {}
     });
+    let tiny = Tiny {
+        vcpus: case.vcpus,
+        memory: case.memory,
+        pages: case.pages.max(1).div_ceil(case.vcpus.into()),
+        stride: 1,
+        first_page: 1024,
+        // A round takes about a millisecond, or as long as its pages do.
+        wait: 1_000_000,
+    };
+    let pauses = alone::pauses(&tiny, time / 2).expect("there is a /dev/kvm");
     let bench = Bench::with(Options {
-        tiny: Tiny {
-            vcpus: case.vcpus,
-            memory: case.memory,
-            pages: case.pages.max(1).div_ceil(case.vcpus.into()),
-            stride: 1,
-            first_page: 1024,
-            // A round takes about a millisecond, or as long as its pages do.
-            wait: 1_000_000,
-        },
+        tiny,
         insecure: !case.tls,
         timing: Timing::default(),
         wire: Some(TapWriter::new(File::from(OwnedFd::from(far)))),
@@ -126,6 +131,7 @@ fn measure(case: Case, time: Duration) -> Option<Seen> {
         before,
         after,
         speed: protected / alone,
+        pauses,
     });
     second.vanish();
     first.vanish();
@@ -140,9 +146,17 @@ struct Seen {
     before: Status,
     after: Status,
     speed: f64,
+    /// Of the machine alone, rising.
+    pauses: Vec<Duration>,
 }
 
 impl Seen {
+    /// A quantile of the pauses of the machine alone.
+    fn alone(&self, permille: usize) -> Option<f64> {
+        let last = self.pauses.len().checked_sub(1)?;
+        Some(micros(self.pauses[last * permille / 1000]))
+    }
+
     fn print(&self, case: Case, time: Duration) {
         let name = format!(
             "{} pages, {} MiB, {} vCPU{}",
@@ -152,35 +166,18 @@ impl Seen {
             if case.tls { "" } else { ", plain text" }
         );
         for phase in &self.times {
-            let goal = |p99| target(case, phase.phase, p99);
-            row(
-                &name,
-                &format!("{} p50", phase.phase.name()),
-                "µs",
-                micros(phase.p50),
-                goal(false),
-            );
-            row(
-                &name,
-                &format!("{} p99", phase.phase.name()),
-                "µs",
-                micros(phase.p99),
-                goal(true),
-            );
-            row(
-                &name,
-                &format!("{} p99.9", phase.phase.name()),
-                "µs",
-                micros(phase.p999),
-                None,
-            );
-            row(
-                &name,
-                &format!("{} max", phase.phase.name()),
-                "µs",
-                micros(phase.max),
-                None,
-            );
+            let quantiles = [
+                ("p50", phase.p50, 500),
+                ("p99", phase.p99, 990),
+                ("p99.9", phase.p999, 999),
+                ("max", phase.max, 1000),
+            ];
+            for (quantile, time, permille) in quantiles {
+                let what = format!("{} {quantile}", phase.phase.name());
+                let peer = (phase.phase == Phase::Pause).then(|| self.alone(permille));
+                let goal = target(case, phase.phase, quantile);
+                row(&name, &what, "µs", micros(time), goal, peer.flatten());
+            }
         }
         #[allow(clippy::cast_precision_loss, reason = "far below 2^52")]
         let ratio = |part: u64, whole: u64| part as f64 / whole.max(1) as f64;
@@ -193,12 +190,14 @@ impl Seen {
             "1/s",
             ratio(epochs, 1) / time.as_secs_f64(),
             None,
+            None,
         );
         row(
             &name,
             "dirty pages an epoch",
             "",
             ratio(pages, epochs),
+            None,
             None,
         );
         let goal = (case.pages >= 50).then_some(60.0);
@@ -208,6 +207,7 @@ impl Seen {
             "bytes",
             ratio(bytes, pages),
             goal,
+            None,
         );
         row(
             &name,
@@ -215,17 +215,18 @@ impl Seen {
             "",
             self.speed,
             None,
+            None,
         );
     }
 }
 
 /// What is to be reached (plain KVM).
-fn target(case: Case, phase: Phase, p99: bool) -> Option<f64> {
-    match (phase, case.pages, p99) {
-        (Phase::Pause, 500, false) => Some(300.0),
-        (Phase::Pause, 500, true) => Some(1000.0),
-        (Phase::Pause, 50, false) => Some(150.0),
-        (Phase::Release, 50, false) if case.tls => Some(1000.0),
+fn target(case: Case, phase: Phase, quantile: &str) -> Option<f64> {
+    match (phase, case.pages, quantile) {
+        (Phase::Pause, 500, "p50") => Some(300.0),
+        (Phase::Pause, 500, "p99") => Some(1000.0),
+        (Phase::Pause, 50, "p50") => Some(150.0),
+        (Phase::Release, 50, "p50") if case.tls => Some(1000.0),
         _ => None,
     }
 }
@@ -234,9 +235,10 @@ fn micros(time: Duration) -> f64 {
     time.as_secs_f64() * 1e6
 }
 
-fn row(case: &str, what: &str, unit: &str, value: f64, target: Option<f64>) {
-    let target = target.map_or_else(String::new, |target| target.to_string());
-    println!("{case}: {what}\t{unit}\t{value}\t{target}");
+fn row(case: &str, what: &str, unit: &str, value: f64, target: Option<f64>, peer: Option<f64>) {
+    let text = |number: Option<f64>| number.map_or_else(String::new, |number| number.to_string());
+    let (target, peer) = (text(target), text(peer));
+    println!("{case}: {what}\t{unit}\t{value}\t{target}\t{peer}");
 }
 
 fn main() {

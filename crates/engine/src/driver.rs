@@ -352,6 +352,7 @@ impl Driver {
     /// Ends the running epoch if its time has come.
     fn end_epoch(&mut self) -> Flow {
         let taken = self.taken();
+        let changed = self.node.figures.last_changed.load(Ordering::Relaxed);
         let Some(session) = &mut self.session else {
             return Flow::Go;
         };
@@ -404,7 +405,7 @@ impl Driver {
                 taken,
                 // The pause has ended every sleep, so that all of it is counted.
                 slept: machine.slept(),
-                dirty_pages: ended.dirty as u64,
+                changed_pages: changed.min(ended.dirty as u64),
                 held_output: ended.seal.held,
             },
         );

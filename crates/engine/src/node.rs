@@ -73,6 +73,8 @@ pub(crate) struct Figures {
     pub(crate) to_copy: AtomicU64,
     /// Processor time of the last epoch's encoding and sending, in nanoseconds.
     pub(crate) last_work: AtomicU64,
+    /// Pages of the last epoch whose content was not what it had been before.
+    pub(crate) last_changed: AtomicU64,
 }
 
 /// Whether a `T_b` differs enough from the last one that was told: on a noisy host it moves many times a minute.

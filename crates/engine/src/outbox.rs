@@ -303,6 +303,8 @@ impl Writer {
         // Far below the 584 years that fit.
         let work = u64::try_from(work.as_nanos()).unwrap_or(u64::MAX);
         figures.last_work.store(work, Ordering::Relaxed);
+        let changed = stream.encoder.changed().len() as u64;
+        figures.last_changed.store(changed, Ordering::Relaxed);
         figures.sent_bytes.fetch_add(sent, Ordering::Relaxed);
         figures
             .sent_pages

@@ -28,7 +28,7 @@ pub struct Limits {
     pub longest: Duration,
     /// How far it stretches while the guest does nothing.
     pub idle: Duration,
-    /// An epoch with at most this many dirty pages is idle.
+    /// An epoch that changed at most this many pages is idle.
     pub idle_pages: u64,
 }
 
@@ -39,7 +39,7 @@ impl Default for Limits {
             shortest: Duration::from_millis(25),
             longest: Duration::from_millis(250),
             idle: Duration::from_secs(1),
-            idle_pages: 16,
+            idle_pages: 128,
         }
     }
 }
@@ -67,8 +67,8 @@ pub struct Cost {
     pub taken: Duration,
     /// How long the guest slept in it, by its own will.
     pub slept: Duration,
-    /// Pages that the epoch dirtied.
-    pub dirty_pages: u64,
+    /// Pages that it, or the epoch before, changed: not those that were only looked at.
+    pub changed_pages: u64,
     /// Whether the epoch produced held output.
     pub held_output: bool,
 }
@@ -123,9 +123,10 @@ impl Control {
 
     /// The guest runs again after an epoch that cost this. Its commit is still to come.
     pub fn resumed(&mut self, now: Time, cost: Cost) {
+        let spent = (cost.pause + cost.faults + cost.taken).min(self.dearest());
         // Nanoseconds of a pause are far below 2^52.
         #[allow(clippy::cast_precision_loss)]
-        let spent = (cost.pause + cost.faults + cost.taken).as_nanos() as f64;
+        let spent = spent.as_nanos() as f64;
         self.cost = if self.cost == 0.0 {
             spent
         } else {
@@ -136,7 +137,7 @@ impl Control {
             let awake = all.saturating_sub(cost.pause + cost.slept);
             self.awake += NEWEST * (awake.as_secs_f64() / all.as_secs_f64() - self.awake);
         }
-        let idle = cost.dirty_pages <= self.limits.idle_pages;
+        let idle = cost.changed_pages <= self.limits.idle_pages;
         let ceiling = if idle {
             self.limits.idle
         } else {
@@ -177,6 +178,13 @@ impl Control {
         Duration::from_nanos(self.cost as u64)
     }
 
+    /// What an epoch counts for at most: more than what lets held output wait for the longest interval would only
+    /// have those after it wait, too.
+    fn dearest(&self) -> Duration {
+        let share = self.limits.share;
+        self.limits.longest.mul_f64((1.0 - share) / share)
+    }
+
     /// The time that the guest must have had before its next pause.
     fn owed(&self) -> Duration {
         let share = (self.awake * ROOM).min(self.limits.share);
@@ -191,13 +199,13 @@ mod tests {
 
     const MS: Duration = Duration::from_millis(1);
 
-    fn cost(pause: Duration, dirty_pages: u64, held_output: bool) -> Cost {
+    fn cost(pause: Duration, changed_pages: u64, held_output: bool) -> Cost {
         Cost {
             pause,
             faults: Duration::ZERO,
             taken: Duration::ZERO,
             slept: Duration::ZERO,
-            dirty_pages,
+            changed_pages,
             held_output,
         }
     }
@@ -223,7 +231,7 @@ mod tests {
         let mut control = control();
         let mut seen = Vec::new();
         for _ in 0..6 {
-            control.resumed(Time(0), cost(MS / 10, 100, false));
+            control.resumed(Time(0), cost(MS / 10, 1000, false));
             control.committed();
             seen.push(
                 control
@@ -325,6 +333,21 @@ mod tests {
             let end = control.end(true).expect("committed");
             assert!(end <= Time(0) + Limits::default().longest, "{end:?}");
         }
+    }
+
+    /// The end of a first full copy, for one.
+    #[test]
+    fn a_burst_is_soon_forgotten() {
+        let mut control = control();
+        for _ in 0..10 {
+            control.resumed(Time(0), cost(2000 * MS, 50_000, true));
+        }
+        for _ in 0..16 {
+            control.resumed(Time(0), cost(MS, 50, true));
+        }
+        control.committed();
+        let end = control.end(true).expect("committed");
+        assert!(end < Time(0) + 40 * MS, "{end:?}");
     }
 
     #[test]

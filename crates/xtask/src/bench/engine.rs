@@ -76,7 +76,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// A row from a line of the measurement: what, unit, value, target.
+/// A row from a line of the measurement: what, unit, value, target, peer.
 fn parse(line: &str) -> Option<Row> {
     let mut fields = line.split('\t');
     let (what, unit) = (fields.next()?, fields.next()?);
@@ -85,10 +85,14 @@ fn parse(line: &str) -> Option<Row> {
         "" => None,
         bound => Some(Target::AtMost(bound.parse().ok()?)),
     };
+    let peer = match fields.next()? {
+        "" => None,
+        peer => Some(peer.parse().ok()?),
+    };
     let unit = ["µs", "1/s", "bytes", ""]
         .into_iter()
         .find(|u| *u == unit)?;
-    Some(Row::new(what, unit, value).target(target))
+    Some(Row::new(what, unit, value).target(target).peer(peer))
 }
 
 /// How much longer the pause is with 4 GiB than with 256 MiB.
@@ -137,6 +141,14 @@ fn table(report: &Report) -> String {
                 .collect();
             let values: String = values.collect();
             let _ = writeln!(out, "  {phase:<32}{values}  µs     {}", verdicts.join(", "));
+            if row.iter().any(|r| r.peer.is_some()) {
+                let peers = row
+                    .iter()
+                    .map(|r| format!("{:>10.0}", r.peer.unwrap_or(0.0)));
+                let peers: String = peers.collect();
+                let name = format!("{phase}, the machine alone");
+                let _ = writeln!(out, "  {name:<32}{peers}  µs");
+            }
             rest = &rest[row.len()..];
             continue;
         }
@@ -159,10 +171,18 @@ mod tests {
 
     #[test]
     fn lines_become_rows() {
-        let row = parse("50 pages, 256 MiB, 1 vCPU: pause p50\tµs\t149.5\t150").unwrap();
+        let row = parse("50 pages, 256 MiB, 1 vCPU: pause p50\tµs\t149.5\t150\t140").unwrap();
         assert_eq!((row.value, row.met), (Some(149.5), Some(true)));
-        assert_eq!(parse("a: b\tµs\t1\t").unwrap().met, None);
-        for wrong in ["", "a\tµs", "a\tµs\tx\t", "a\tfurlongs\t1\t"] {
+        assert_eq!(row.peer, Some(140.0));
+        let row = parse("a: b\tµs\t1\t\t").unwrap();
+        assert_eq!((row.met, row.peer), (None, None));
+        for wrong in [
+            "",
+            "a\tµs",
+            "a\tµs\t1\t",
+            "a\tµs\tx\t\t",
+            "a\tfurlongs\t1\t\t",
+        ] {
             assert!(parse(wrong).is_none(), "{wrong}");
         }
     }

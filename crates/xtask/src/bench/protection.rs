@@ -33,6 +33,9 @@ const RATE_SHARE: f64 = 0.7;
 const IDLE_PERCENT: f64 = 3.0;
 const IDLE_MBITS: f64 = 1.0;
 
+/// How long a fresh machine is asked for little before it is measured, in seconds.
+const SETTLE_SECONDS: u32 = 5;
+
 /// Arguments.
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -144,12 +147,15 @@ fn measure(
     let guest = assets.guest(Image::REGISTRAR_12)?;
     let mut measured = Measured::default();
     let make = || {
-        Pair::protected(lab, assets, guest, |file| {
+        let pair = Pair::protected(lab, assets, guest, |file| {
             file.boot.command_line.push_str(" service.shell");
             if let Some(protection) = &mut file.protection {
                 protection.t_b = args.t_b.clone().or(protection.t_b.take());
             }
-        })
+        })?;
+        // It is protected before its guest has started everything.
+        rates::settle(lab.client(), SETTLE_SECONDS)?;
+        Ok(pair)
     };
     let total = if let Some(rate) = args.only_cuts {
         rate

@@ -94,7 +94,7 @@ impl<'a> Rates<'a> {
         let mut search = RateSearch::new(start, self.effort.factor, LIMIT, self.effort.trials);
         while let Some(rate) = search.next_rate() {
             let step = self.progress.step(format!("{name}: {rate} REGISTER/s"));
-            self.settle()?;
+            settle(self.lab.client(), self.effort.trial_seconds)?;
             let passed = trial(rate)?;
             let verdict = if passed { "sustained" } else { "too much" };
             step.done(format!("{name}: {rate} REGISTER/s {verdict}"));
@@ -143,26 +143,33 @@ impl<'a> Rates<'a> {
             .collect::<Result<Vec<Outcome>>>()?;
         Ok(outcomes.iter().all(sustained))
     }
+}
 
-    /// Waits until a small load passes without a request sent twice.
-    fn settle(&self) -> Result<()> {
-        const TRIES: u32 = 10;
-        for _ in 0..TRIES {
-            options::answers(
-                self.lab.client(),
-                sipp::sip(FIRST_GUEST),
-                Duration::from_mins(1),
-            )?;
-            let load = self.load(Transport::Udp, "settle", 10);
-            let outcome = sipp::register(self.lab.client(), load)?;
-            if outcome.all_ok() && outcome.retransmissions == 0 {
-                return Ok(());
-            }
-            thread::sleep(Duration::from_secs(1));
+/// Waits until a small load of `seconds` passes without a request sent twice: the first requests after a start find cold
+/// caches and unresolved addresses, and those after an overload what it has left queued.
+///
+/// # Errors
+/// The machine does not answer, or never in time.
+pub(super) fn settle(client: &lab::Client, seconds: u32) -> Result<()> {
+    const TRIES: u32 = 10;
+    const RATE: u32 = 10;
+    for _ in 0..TRIES {
+        options::answers(client, sipp::sip(FIRST_GUEST), Duration::from_mins(1))?;
+        let load = Load {
+            server: sipp::sip(FIRST_GUEST),
+            transport: Transport::Udp,
+            users: "settle",
+            rate: RATE,
+            count: RATE * seconds,
+        };
+        let outcome = sipp::register(client, load)?;
+        if outcome.all_ok() && outcome.retransmissions == 0 {
+            return Ok(());
         }
-        Err(anyhow::anyhow!(
-            "a small load does not pass {TRIES} times over"
-        ))
-        .context("waiting for the guest to work off what was queued")
+        thread::sleep(Duration::from_secs(1));
     }
+    Err(anyhow::anyhow!(
+        "a small load does not pass {TRIES} times over"
+    ))
+    .context("waiting for the guest to work off what was queued")
 }
