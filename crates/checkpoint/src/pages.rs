@@ -6,8 +6,8 @@ pub const PAGE: usize = 4096;
 /// All zeroes.
 pub(crate) static ZERO: [u8; PAGE] = [0; PAGE];
 
-/// A page that begins where a page of the host begins. Whole pages are copied in the pause, and a copy whose lines do not
-/// lie as the processor's do takes a third longer.
+/// A page that begins where a page of the host begins: [`Pages::stage`] is fast only where the copy's lines lie as the
+/// processor's do.
 #[derive(Clone, Debug)]
 #[repr(align(4096))]
 pub(crate) struct Aligned(pub(crate) [u8; PAGE]);
