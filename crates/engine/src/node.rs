@@ -122,6 +122,11 @@ impl Node {
     /// Tells the host of several events at once.
     pub(crate) fn handle_all(&self, events: impl IntoIterator<Item = Event>) {
         let mut host = lock(&self.host);
+        // A link that is closed because this process ends is nobody's loss: the other host is to learn of the end by
+        // itself, and not to be let go.
+        if self.is_ending() {
+            return;
+        }
         for event in events {
             host.handle(clock::now(), event);
             while let Some(action) = host.poll() {
@@ -158,7 +163,9 @@ impl Node {
         self.ending.load(Ordering::Acquire)
     }
 
+    /// Nothing is heard of or done any more. What was begun is done.
     pub(crate) fn end(&self) {
+        let _host = lock(&self.host);
         self.ending.store(true, Ordering::Release);
     }
 
@@ -351,6 +358,24 @@ impl Node {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::backup::testing::{incarnation, world};
+
+    /// Its links close because it ends: that must not let its heir go.
+    #[test]
+    fn who_ends_hears_nothing_more() {
+        let runner = incarnation(2);
+        for ends in [false, true] {
+            let world = world();
+            world.begin(1);
+            let expected = world.node.expected();
+            assert!(expected.is_some());
+            if ends {
+                world.node.end();
+            }
+            world.node.handle(Event::Closed(runner));
+            assert_eq!(world.node.expected() == expected, ends);
+        }
+    }
 
     #[test]
     fn a_small_change_of_t_b_is_no_news() {
