@@ -12,6 +12,7 @@ use crate::{
     clock,
     disks::{Resync, WriteLog},
     epoch,
+    full_copy::FullCopy,
     node::{Node, lock},
     orders::Order,
     outbox::{Item, Outbox, Stream},
@@ -28,10 +29,7 @@ use romulus_protocol::{
     time::Time,
 };
 use std::{
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicBool, AtomicUsize, Ordering, fence},
-    },
+    sync::{Arc, Mutex, atomic::Ordering},
     time::Duration,
 };
 
@@ -45,9 +43,7 @@ const WARM: usize = 4096;
 struct Session {
     id: SessionId,
     outbox: Arc<Outbox>,
-    copied: Arc<AtomicBool>,
-    /// How far the full copy may have been read.
-    reached: Arc<AtomicUsize>,
+    full_copy: Arc<FullCopy>,
     control: Control,
     dirty: PageSet,
     /// Told by the link's writer what had changed; asked at each seal.
@@ -269,8 +265,7 @@ impl Driver {
         // From here on it is counted.
         machine.slept();
         self.held = Held::Running(machine);
-        let copied = Arc::new(AtomicBool::new(false));
-        let reached = Arc::new(AtomicUsize::new(0));
+        let full_copy = Arc::<FullCopy>::default();
         let resync = Resync::new(id, &self.builder.disks(), &self.disks)
             .map_err(|error| Error::Invalid(error.to_string()))?;
         let control = Control::new(self.settings.limits, began)
@@ -290,17 +285,15 @@ impl Driver {
             memory,
             epoch: self.node.status().epoch,
             next: 0,
-            reached: Arc::clone(&reached),
             resync,
             full: false,
-            copied: Arc::clone(&copied),
+            full_copy: Arc::clone(&full_copy),
             warm: Arc::clone(&warm),
         })));
         self.session = Some(Session {
             id,
             outbox,
-            copied,
-            reached,
+            full_copy,
             control,
             dirty,
             warm,
@@ -369,7 +362,6 @@ impl Driver {
             return Flow::Go;
         };
         let staging = self.node.spare().unwrap_or_else(|| Staging::new(STAGING));
-        let (copied, reached) = (&session.copied, &session.reached);
         *lock(&self.sealed) = Some(now);
         // Taken before the pause: the writer may hold it for a moment.
         let warm = lock(&session.warm);
@@ -381,13 +373,7 @@ impl Driver {
             &mut session.dirty,
             &warm,
             staging,
-            || {
-                let all = copied.load(Ordering::Acquire);
-                // After everything that the guest wrote: see the writer's.
-                fence(Ordering::SeqCst);
-                let reached = reached.load(Ordering::Relaxed);
-                epoch::Copied { all, reached }
-            },
+            &session.full_copy,
         );
         drop(warm);
         let (mut machine, ended) = match sealed {

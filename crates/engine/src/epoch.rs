@@ -4,6 +4,7 @@
 use crate::{
     backup, clock,
     disks::WriteLog,
+    full_copy::FullCopy,
     node::Node,
     output::{Output, Seal},
     phases::Phase,
@@ -50,17 +51,7 @@ impl Ended {
     }
 }
 
-/// How far the session's full copy has come.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Copied {
-    /// Everything that it is to contain has been read.
-    pub(crate) all: bool,
-    /// No page from this one on has been read.
-    pub(crate) reached: usize,
-}
-
-/// Ends the running epoch of `machine`. `copied` is asked while the guest is paused: the first whole epoch is the one that is
-/// sealed when the full copy has read all. Those before it leave out pages that it will only read later, and pages that
+/// Ends the running epoch of `machine`. The first whole epoch is the one that is sealed when the full copy has read all. Those before it leave out pages that it will only read later, and pages that
 /// change all the time.
 ///
 /// # Errors
@@ -74,12 +65,12 @@ pub(crate) fn seal(
     dirty: &mut PageSet,
     warm: &WarmPages,
     mut staging: Staging,
-    copied: impl FnOnce() -> Copied,
+    full_copy: &FullCopy,
 ) -> Result<(Machine, Ended), Error> {
     let begun = Instant::now();
     let mut paused = machine.pause()?;
     let parked = Instant::now();
-    let full = copied();
+    let full = full_copy.copied();
     let first_writes = if full.all {
         paused.harvest_but(dirty, warm.pages())?
     } else {

@@ -18,6 +18,7 @@ pub mod datagram;
 mod disks;
 mod driver;
 mod epoch;
+mod full_copy;
 pub mod identity;
 pub mod link;
 mod node;

@@ -6,6 +6,7 @@
 use crate::{
     clock,
     disks::{DiskError, Resync},
+    full_copy::FullCopy,
     link::{Closer, LinkError, Sender},
     node::{Node, lock},
     phases::Phase,
@@ -19,10 +20,7 @@ use romulus_protocol::{
 };
 use std::{
     collections::VecDeque,
-    sync::{
-        Arc, Condvar, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, AtomicUsize, Ordering, fence},
-    },
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, atomic::Ordering},
     time::{Duration, Instant},
 };
 
@@ -60,14 +58,12 @@ pub(crate) struct Stream {
     pub(crate) epoch: Epoch,
     /// The next page of the full copy.
     pub(crate) next: usize,
-    /// Told, before a page of the full copy is read, that all up to it may have been.
-    pub(crate) reached: Arc<AtomicUsize>,
     /// What differs on the disks.
     pub(crate) resync: Resync,
     /// The disks' log is full: nothing more of them before the epoch has ended.
     pub(crate) full: bool,
-    /// Every page has been read since the session began, and all that differs on the disks.
-    pub(crate) copied: Arc<AtomicBool>,
+    /// Told how far the full copy is.
+    pub(crate) full_copy: Arc<FullCopy>,
     /// Told which pages had changed.
     pub(crate) warm: Arc<Mutex<WarmPages>>,
 }
@@ -248,9 +244,7 @@ impl Writer {
         };
         out.bytes.clear();
         let range = stream.next..end;
-        stream.reached.store(end, Ordering::Relaxed);
-        // A pause that still sees the old mark leaves these pages to this reading: it must not have begun.
-        fence(Ordering::SeqCst);
+        stream.full_copy.reach(end);
         stream
             .encoder
             .bulk(&stream.memory, range, &mut |index, bytes| {
@@ -322,7 +316,7 @@ impl Stream {
     /// Says so when everything has been read.
     fn look(&self) {
         if self.next >= self.memory.pages() && self.resync.is_done() {
-            self.copied.store(true, Ordering::Release);
+            self.full_copy.finish();
         }
     }
 }

@@ -5,7 +5,8 @@ use super::*;
 use crate::{
     backup::testing::{Blank, tiny, until, world},
     disks::WriteLog,
-    epoch::{self, Copied},
+    epoch,
+    full_copy::FullCopy,
 };
 use romulus_checkpoint::Staging;
 use romulus_machine::{DiskLog as _, PageSet, Ports, WarmPages};
@@ -41,6 +42,8 @@ fn the_guest_goes_on_only_when_its_epochs_end_is_known() {
     let machine = paused.resume().unwrap();
     let rounds = || tiny.rounds(&memory, 0);
     until("the guest does not run", || (rounds() > 2).then_some(()));
+    let full_copy = FullCopy::default();
+    full_copy.reach(usize::MAX);
     disks.wrote(0, 0, b"in the epoch that ends");
     output.send(0, &mut Blank);
 
@@ -66,10 +69,7 @@ fn the_guest_goes_on_only_when_its_epochs_end_is_known() {
                 &mut dirty,
                 &WarmPages::new(&memory, 4, 64),
                 Staging::new(64),
-                || Copied {
-                    all: false,
-                    reached: usize::MAX,
-                },
+                &full_copy,
             )
             .unwrap()
         });
@@ -116,6 +116,11 @@ fn an_epoch_leaves_out_what_the_full_copy_will_read_and_what_changes_all_the_tim
     let mut machine = Some(paused.resume().unwrap());
     let written: Vec<usize> = tiny.pages_of(0).collect();
     let mut seal = |warm: &WarmPages, all, reached| -> Vec<u32> {
+        let full_copy = FullCopy::default();
+        full_copy.reach(reached);
+        if all {
+            full_copy.finish();
+        }
         let rounds = tiny.rounds(&memory, 0);
         until("the guest does not run", || {
             (tiny.rounds(&memory, 0) > rounds + 1).then_some(())
@@ -128,7 +133,7 @@ fn an_epoch_leaves_out_what_the_full_copy_will_read_and_what_changes_all_the_tim
             &mut dirty,
             warm,
             Staging::new(64),
-            || Copied { all, reached },
+            &full_copy,
         )
         .unwrap();
         machine = Some(resumed);
