@@ -6,12 +6,6 @@ pub const PAGE: usize = 4096;
 /// All zeroes.
 pub(crate) static ZERO: [u8; PAGE] = [0; PAGE];
 
-/// A page that begins where a page of the host begins: [`Pages::stage`] is fast only where the copy's lines lie as the
-/// processor's do.
-#[derive(Clone, Debug)]
-#[repr(align(4096))]
-pub(crate) struct Aligned(pub(crate) [u8; PAGE]);
-
 /// Guest memory as this room sees it: pages numbered from 0.
 ///
 /// None of it may fail. A page that does not exist is a fault of the caller and may panic.

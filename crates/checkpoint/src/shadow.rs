@@ -1,6 +1,6 @@
 //! The last sent version of pages, as far as there is room for it.
 
-use crate::pages::{Aligned, PAGE};
+use crate::pages::PAGE;
 
 /// Slots in one piece of memory: 1 MiB.
 const CHUNK: usize = 256;
@@ -30,7 +30,7 @@ pub(crate) struct Shadow {
     slots: Vec<u32>,
     /// For each slot its page and whether it was used since the hand came by.
     owners: Vec<(u32, bool)>,
-    chunks: Vec<Box<[Aligned]>>,
+    chunks: Vec<Box<[[u8; PAGE]]>>,
     free: Vec<u32>,
     limit: usize,
     hand: usize,
@@ -71,7 +71,7 @@ impl Shadow {
             slot => {
                 let slot = slot as usize;
                 self.owners[slot].1 = true;
-                Last::Page(&mut self.chunks[slot / CHUNK][slot % CHUNK].0)
+                Last::Page(&mut self.chunks[slot / CHUNK][slot % CHUNK])
             }
         }
     }
@@ -94,8 +94,7 @@ impl Shadow {
             let slot = self.owners.len();
             if slot / CHUNK == self.chunks.len() {
                 let pages = CHUNK.min(self.limit - slot);
-                let pages = vec![Aligned([0; PAGE]); pages];
-                self.chunks.push(pages.into_boxed_slice());
+                self.chunks.push(vec![[0; PAGE]; pages].into_boxed_slice());
             }
             self.owners.push((page, false));
             (slot, false)
@@ -106,7 +105,7 @@ impl Shadow {
         } else {
             return false;
         };
-        self.chunks[slot / CHUNK][slot % CHUNK].0 = *sent;
+        self.chunks[slot / CHUNK][slot % CHUNK] = *sent;
         self.owners[slot] = (page, false);
         self.slots[page as usize] = u32::try_from(slot).expect("the limit is lower");
         evicted

@@ -1,10 +1,16 @@
 //! What is copied while the machine is paused.
 
 use crate::disk::DiskEpoch;
-use crate::pages::{Aligned, PAGE, Pages};
+use crate::pages::{PAGE, Pages};
 
 /// Pages in one piece of the buffer: 1 MiB.
 const CHUNK: usize = 256;
+
+/// A page that begins where a page of the host begins: [`Pages::stage`] is fast only where the copy's lines lie as the
+/// processor's do.
+#[derive(Clone, Debug)]
+#[repr(align(4096))]
+struct Aligned([u8; PAGE]);
 
 /// The copy of what changed in one epoch: pages, the machine's state, disk writes. Used again from epoch to epoch.
 ///
