@@ -114,18 +114,9 @@ impl<'a> Rates<'a> {
         Ok(running)
     }
 
-    fn load(&self, transport: Transport, users: &'static str, rate: u32) -> Load<'static> {
-        Load {
-            server: sipp::sip(FIRST_GUEST),
-            transport,
-            users,
-            rate,
-            count: rate * self.effort.trial_seconds,
-        }
-    }
-
     fn udp(&self, rate: u32) -> Result<bool> {
-        let outcome = sipp::register(self.lab.client(), self.load(Transport::Udp, "rate", rate))?;
+        let load = load(Transport::Udp, "rate", rate, self.effort.trial_seconds);
+        let outcome = sipp::register(self.lab.client(), load)?;
         Ok(sustained(&outcome))
     }
 
@@ -133,7 +124,7 @@ impl<'a> Rates<'a> {
         let started = TRANSPORTS
             .into_iter()
             .map(|(transport, word)| {
-                let load = self.load(transport, word, rate.div_ceil(3));
+                let load = load(transport, word, rate.div_ceil(3), self.effort.trial_seconds);
                 sipp::start(self.lab.client(), load)
             })
             .collect::<Result<Vec<_>>>()?;
@@ -142,6 +133,16 @@ impl<'a> Rates<'a> {
             .map(sipp::Sipp::finish)
             .collect::<Result<Vec<Outcome>>>()?;
         Ok(outcomes.iter().all(sustained))
+    }
+}
+
+fn load(transport: Transport, users: &'static str, rate: u32, seconds: u32) -> Load<'static> {
+    Load {
+        server: sipp::sip(FIRST_GUEST),
+        transport,
+        users,
+        rate,
+        count: rate * seconds,
     }
 }
 
@@ -155,14 +156,7 @@ pub(super) fn settle(client: &lab::Client, seconds: u32) -> Result<()> {
     const RATE: u32 = 10;
     for _ in 0..TRIES {
         options::answers(client, sipp::sip(FIRST_GUEST), Duration::from_mins(1))?;
-        let load = Load {
-            server: sipp::sip(FIRST_GUEST),
-            transport: Transport::Udp,
-            users: "settle",
-            rate: RATE,
-            count: RATE * seconds,
-        };
-        let outcome = sipp::register(client, load)?;
+        let outcome = sipp::register(client, load(Transport::Udp, "settle", RATE, seconds))?;
         if outcome.all_ok() && outcome.retransmissions == 0 {
             return Ok(());
         }
