@@ -99,8 +99,21 @@ impl Case {
 
     /// A pair on the lab's first two hosts whose machine runs on the first and is protected. Its guest has a shell.
     pub(super) fn protected(&self, image: Image) -> Result<Pair<'_>> {
+        self.protected_with(image, |_| ())
+    }
+
+    /// [`Self::protected`] with more in its machine file. A machine may be protected before its guest has started
+    /// everything, so that is waited for, too.
+    pub(super) fn protected_with(
+        &self,
+        image: Image,
+        more: impl FnOnce(&mut MachineFile),
+    ) -> Result<Pair<'_>> {
         let guest = self.assets.guest(image)?;
-        let pair = Pair::protected(&self.lab, &self.assets, guest, with_shell)?;
+        let pair = Pair::protected(&self.lab, &self.assets, guest, |file| {
+            with_shell(file);
+            more(file);
+        })?;
         pair.running(0)?.wait_console("GUEST UP", BOOT_LIMIT)?;
         Ok(pair)
     }

@@ -2,7 +2,7 @@
 
 use super::{
     Scenario,
-    case::{Case, with_shell},
+    case::Case,
     protect::old_host_returns,
 };
 use crate::{assets::Image, machine_file::Disk, pair::Pair, process};
@@ -31,9 +31,7 @@ fn disk(case: &Case) -> Result<()> {
             "mkdir -p /images && dd if={content} of={IMAGE} bs=1M count={MIB} 2>/dev/null"
         ))?;
     }
-    let guest = case.assets.guest(Image::REGISTRAR_12)?;
-    let mut pair = Pair::protected(&case.lab, &case.assets, guest, |file| {
-        with_shell(file);
+    let mut pair = case.protected_with(Image::REGISTRAR_12, |file| {
         file.disks.push(Disk {
             path: IMAGE.to_owned(),
             read_only: false,
