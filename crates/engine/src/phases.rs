@@ -72,6 +72,8 @@ pub struct PhaseTimes {
     pub phase: Phase,
     /// How many were measured.
     pub count: u64,
+    /// Their sum.
+    pub total: Duration,
     /// The median.
     pub p50: Duration,
     /// 99 of 100 took at most this.
@@ -87,6 +89,7 @@ impl PhaseTimes {
         PhaseTimes {
             phase,
             count: delays.count(),
+            total: delays.total(),
             p50: delays.quantile(0.5),
             p99: delays.quantile(0.99),
             p999: delays.quantile(0.999),

@@ -95,6 +95,11 @@ impl Delays {
         Duration::from_nanos(self.max)
     }
 
+    /// The sum of all.
+    pub fn total(&self) -> Duration {
+        Duration::from_nanos(u64::try_from(self.sum).unwrap_or(u64::MAX))
+    }
+
     /// The mean; zero if there is none.
     pub fn mean(&self) -> Duration {
         let mean = self

@@ -312,6 +312,7 @@ mod tests {
         let phase = |phase: &str, count, time| PhaseTiming {
             phase: phase.to_owned(),
             count,
+            total_ns: count * time,
             p50_ns: time,
             p99_ns: time,
             p999_ns: time,

@@ -128,6 +128,8 @@ pub(crate) struct PhaseTiming {
     pub(crate) phase: String,
     /// How often it was measured.
     pub(crate) count: u64,
+    /// The sum of all: of two answers, the differences give the mean of what came between them.
+    pub(crate) total_ns: u64,
     pub(crate) p50_ns: u64,
     pub(crate) p99_ns: u64,
     pub(crate) p999_ns: u64,

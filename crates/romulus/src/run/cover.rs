@@ -160,6 +160,7 @@ pub(super) fn timing(phases: &[PhaseTimes]) -> Vec<PhaseTiming> {
         .map(|times| PhaseTiming {
             phase: times.phase.name().to_owned(),
             count: times.count,
+            total_ns: nanoseconds(times.total),
             p50_ns: nanoseconds(times.p50),
             p99_ns: nanoseconds(times.p99),
             p999_ns: nanoseconds(times.p999),

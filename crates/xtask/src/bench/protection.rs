@@ -3,6 +3,7 @@
 
 mod cost;
 mod cuts;
+mod phases;
 mod rates;
 
 use crate::{
@@ -55,6 +56,15 @@ pub(crate) struct Args {
     /// nothing else is measured then
     #[arg(long, value_name = "RATE")]
     only_cuts: Option<u32>,
+    /// Show what each phase of the pair's epochs takes at these rates over UDP, such as "30,60,120"; nothing else is
+    /// measured then
+    #[arg(
+        long,
+        value_name = "RATES",
+        value_delimiter = ',',
+        conflicts_with = "only_cuts"
+    )]
+    phases_at: Vec<u32>,
     /// Print one JSON object on standard output and nothing else there
     #[arg(long)]
     json: bool,
@@ -93,7 +103,8 @@ const QUICK: Effort = Effort {
 struct Measured {
     alone: Option<Alone>,
     paired: Option<Paired>,
-    cuts: Cuts,
+    phases: Vec<Row>,
+    cuts: Option<Cuts>,
 }
 
 /// The machine alone.
@@ -128,7 +139,9 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let effort = if args.quick { QUICK } else { FULL };
     let measured = measure(&lab, &assets, args, &effort, &logs, &progress)
         .with_context(|| format!("consoles and logs are in {}", logs.display()))?;
-    plot(&measured.cuts).write(&target_folder().join("reports"), "bench-protection")?;
+    if let Some(cuts) = &measured.cuts {
+        plot(cuts).write(&target_folder().join("reports"), "bench-protection")?;
+    }
     let mut report = Report::new("protection", lab.kind());
     report.rows = rows(&measured);
     drop(lab);
@@ -157,6 +170,12 @@ fn measure(
         rates::settle(lab.client(), SETTLE_SECONDS)?;
         Ok(pair)
     };
+    if !args.phases_at.is_empty() {
+        let pair = make()?;
+        let seconds = effort.trial_seconds;
+        measured.phases = phases::at(lab.client(), &pair, &args.phases_at, seconds, progress)?;
+        return Ok(measured);
+    }
     let total = if let Some(rate) = args.only_cuts {
         rate
     } else {
@@ -184,7 +203,7 @@ fn measure(
     });
     eprintln!("the moments of the cuts begin at seed {seed} (--seed {seed} has the same again)");
     let times = args.cuts.unwrap_or(effort.cuts);
-    measured.cuts = cuts::run(lab, &make, total, times, seed, logs, progress)?;
+    measured.cuts = Some(cuts::run(lab, &make, total, times, seed, logs, progress)?);
     Ok(measured)
 }
 
@@ -210,7 +229,10 @@ fn rows(measured: &Measured) -> Vec<Row> {
     if let (Some(alone), Some(paired)) = (&measured.alone, &measured.paired) {
         rows.extend(cost_rows(alone, paired));
     }
-    rows.extend(measured.cuts.rows(BEYOND_T_B_MS));
+    rows.extend(measured.phases.iter().cloned());
+    if let Some(cuts) = &measured.cuts {
+        rows.extend(cuts.rows(BEYOND_T_B_MS));
+    }
     rows
 }
 

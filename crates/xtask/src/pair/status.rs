@@ -52,6 +52,7 @@ pub(crate) struct Phase {
     pub(crate) name: String,
     /// How often it was measured.
     pub(crate) count: u64,
+    total_ns: u64,
     p50_ns: u64,
     p99_ns: u64,
 }
@@ -96,6 +97,13 @@ impl Phase {
         self.measured(self.p99_ns)
     }
 
+    /// The mean of those that were measured after `earlier`, in milliseconds.
+    pub(crate) fn mean_ms_since(&self, earlier: &Self) -> Option<f64> {
+        let count = u32::try_from(self.count.checked_sub(earlier.count)?).ok()?;
+        let total = Duration::from_nanos(self.total_ns.checked_sub(earlier.total_ns)?);
+        (count > 0).then(|| total.as_secs_f64() * 1e3 / f64::from(count))
+    }
+
     fn measured(&self, nanoseconds: u64) -> Option<f64> {
         (self.count > 0).then(|| Duration::from_nanos(nanoseconds).as_secs_f64() * 1e3)
     }
@@ -133,11 +141,13 @@ mod tests {
     fn a_phase_that_was_never_measured_has_no_median() {
         let phase = |count: u64| -> Phase {
             serde_json::from_value(
-                json!({"phase": "pause", "count": count, "p50_ns": 1_500_000, "p99_ns": 2_000_000}),
+                json!({"phase": "pause", "count": count, "total_ns": count * 2_000_000, "p50_ns": 1_500_000, "p99_ns": 2_000_000}),
             )
             .unwrap()
         };
         assert_eq!(phase(3).p50_ms(), Some(1.5));
         assert_eq!(phase(0).p99_ms(), None);
+        assert_eq!(phase(5).mean_ms_since(&phase(3)), Some(2.0));
+        assert_eq!(phase(3).mean_ms_since(&phase(3)), None);
     }
 }

@@ -1,0 +1,65 @@
+//! What each phase of an epoch takes at given rates: where a pair's time goes.
+
+use super::rates;
+use crate::{
+    pair::{Pair, Phase},
+    report::Row,
+    sipp::{self, Transport},
+};
+use anyhow::{Context as _, Result};
+use images::Progress;
+use std::time::Instant;
+
+/// Registers over UDP at each of `given` registrations a second, for `seconds` each, and gives what clients saw and what
+/// the epochs took.
+///
+/// # Errors
+/// The machine does not answer any more, or its host does not say.
+pub(super) fn at(
+    client: &lab::Client,
+    pair: &Pair<'_>,
+    given: &[u32],
+    seconds: u32,
+    progress: &Progress,
+) -> Result<Vec<Row>> {
+    let runner = pair.runner()?.context("no host runs the machine")?;
+    let mut rows = Vec::new();
+    for &rate in given {
+        let step = progress.step(format!("{rate} REGISTER/s"));
+        rates::settle(client, seconds)?;
+        let (before, began) = (pair.timing(runner)?, Instant::now());
+        let load = rates::load(Transport::Udp, "phases", rate, seconds);
+        let outcome = sipp::register(client, load)?;
+        let (after, took) = (pair.timing(runner)?, began.elapsed());
+        step.done(format!("{rate} REGISTER/s: {}", outcome.summary()));
+        let of = |what: &str| format!("{rate}/s: {what}");
+        rows.extend([
+            Row::new(
+                of("response time p50"),
+                "ms",
+                outcome.response_ms.median(),
+            ),
+            Row::new(
+                of("response time p99"),
+                "ms",
+                outcome.response_ms.percentile(99.0),
+            ),
+            Row::new(
+                of("requests sent again"),
+                "",
+                f64::from(outcome.retransmissions),
+            ),
+        ]);
+        let pairs = before.iter().zip(&after);
+        for (before, after) in pairs.filter(|(before, after)| before.name == after.name) {
+            if after.name == "pause" {
+                let epochs = u32::try_from(after.count.saturating_sub(before.count)).ok();
+                let epochs = epochs.map(|epochs| f64::from(epochs) / took.as_secs_f64());
+                rows.push(Row::new(of("epochs"), "1/s", epochs));
+            }
+            let mean = Phase::mean_ms_since(after, before);
+            rows.push(Row::new(of(&format!("{}, mean", after.name)), "ms", mean));
+        }
+    }
+    Ok(rows)
+}
