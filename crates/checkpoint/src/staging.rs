@@ -2,9 +2,14 @@
 
 use crate::disk::DiskEpoch;
 use crate::pages::{PAGE, Pages};
+use std::sync::{Mutex, PoisonError};
 
 /// Pages in one piece of the buffer: 1 MiB.
 const CHUNK: usize = 256;
+
+/// Pages that one thread copies before it takes more: some microseconds, so that the last to be done is not waited for
+/// much longer than that.
+const PIECE: usize = 32;
 
 /// A page that begins where a page of the host begins: [`Pages::stage`] is fast only where the copy's lines lie as the
 /// processor's do.
@@ -70,15 +75,44 @@ impl Staging {
     ///
     /// # Panics
     /// A page that `memory` does not have.
-    pub fn copy(&mut self, memory: &impl Pages, dirty: impl Iterator<Item = usize>) {
-        for page in dirty {
-            let at = self.numbers.len();
-            if at / CHUNK == self.chunks.len() {
-                self.grow();
+    pub fn copy(&mut self, memory: &(impl Pages + Sync), dirty: impl Iterator<Item = usize>) {
+        self.copy_together(memory, dirty, |work| work());
+    }
+
+    /// As [`copy`](Self::copy), by several threads: `together` calls what it is given in each, and returns when all have
+    /// returned. It is not called for a few pages.
+    ///
+    /// # Panics
+    /// As [`copy`](Self::copy).
+    pub fn copy_together(
+        &mut self,
+        memory: &(impl Pages + Sync),
+        dirty: impl Iterator<Item = usize>,
+        together: impl FnOnce(&(dyn Fn() + Sync)),
+    ) {
+        let before = self.numbers.len();
+        self.numbers.extend(
+            dirty.map(|page| u32::try_from(page).expect("a machine has fewer pages than 2^32")),
+        );
+        while self.chunks.len() * CHUNK < self.numbers.len() {
+            self.grow();
+        }
+        let rooms = self.chunks.iter_mut().flat_map(|c| c.chunks_mut(PIECE));
+        let pieces = self.numbers.chunks(PIECE).zip(rooms).enumerate();
+        let pieces = Mutex::new(pieces.skip(before / PIECE));
+        let next = || pieces.lock().unwrap_or_else(PoisonError::into_inner).next();
+        let work = || {
+            while let Some((piece, (numbers, room))) = next() {
+                let there = before.saturating_sub(piece * PIECE);
+                for (number, room) in numbers.iter().zip(room).skip(there) {
+                    memory.stage(*number as usize, &mut room.0);
+                }
             }
-            memory.stage(page, &mut self.chunks[at / CHUNK][at % CHUNK].0);
-            self.numbers
-                .push(u32::try_from(page).expect("a machine has fewer pages than 2^32"));
+        };
+        if self.numbers.len() - before > 2 * PIECE {
+            together(&work);
+        } else {
+            work();
         }
     }
 
@@ -122,5 +156,63 @@ impl Staging {
         // Not zeroes: those would come as pages that are made only when they are touched.
         self.chunks
             .push(vec![Aligned([0xff; PAGE]); CHUNK].into_boxed_slice());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::{
+        sync::atomic::{AtomicUsize, Ordering},
+        thread,
+    };
+
+    /// Pages that hold nothing but their number.
+    struct Numbered;
+
+    impl Pages for Numbered {
+        fn count(&self) -> usize {
+            1 << 20
+        }
+
+        fn read(&self, page: usize, into: &mut [u8; PAGE]) {
+            let number = u32::try_from(page).unwrap().to_le_bytes();
+            into.as_chunks_mut::<4>().0.fill(number);
+        }
+
+        fn write(&self, _: usize, _: &[u8; PAGE]) {}
+    }
+
+    #[test]
+    fn each_page_is_where_its_number_is_however_many_copy() {
+        for first in [0, 1, PIECE - 1, PIECE, 3 * PIECE + 7] {
+            for more in [0, 1, PIECE, 2 * PIECE + 1, CHUNK, 3 * CHUNK + 5] {
+                let mut staging = Staging::new(PIECE);
+                staging.copy(&Numbered, (0..first).map(|n| 3 * n));
+                let calls = AtomicUsize::new(0);
+                let dirty = (0..more).map(|n| 100_000 + 7 * n);
+                staging.copy_together(&Numbered, dirty.clone(), |work| {
+                    thread::scope(|scope| {
+                        for _ in 0..3 {
+                            scope.spawn(|| {
+                                calls.fetch_add(1, Ordering::Relaxed);
+                                work();
+                            });
+                        }
+                    });
+                });
+                let many = more > 2 * PIECE;
+                assert_eq!(calls.load(Ordering::Relaxed), if many { 3 } else { 0 });
+                let expected = (0..first).map(|n| 3 * n).chain(dirty);
+                let mut copied = 0;
+                for ((number, page), expected) in staging.copied().zip(expected) {
+                    let mut content = [0; PAGE];
+                    Numbered.read(expected, &mut content);
+                    assert_eq!((number as usize, page), (expected, &content));
+                    copied += 1;
+                }
+                assert_eq!(copied, first + more);
+            }
+        }
     }
 }

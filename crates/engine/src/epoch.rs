@@ -78,9 +78,10 @@ pub(crate) fn seal(
     };
     let harvested = Instant::now();
     staging.clear();
-    staging.copy(
+    staging.copy_together(
         paused.memory(),
         dirty.iter().take_while(|page| *page < full.reached),
+        |work| paused.together(work),
     );
     let copied = Instant::now();
     let state = staging.state();

@@ -16,7 +16,7 @@ use crate::{
     exit::ExitLatch,
     ioctl,
     memory::Memory,
-    page_set::PageSet,
+    page_set::{PageSet, for_each_used},
     ports::Ports,
     state::{Reader, Writer, kind},
     vcpu::Team,
@@ -361,6 +361,15 @@ impl Paused {
         self.harvest_log(into, Warm::Left(warm))
     }
 
+    /// Does `work` in this thread and, where the host has processors for that, in those of the vCPUs, which have nothing to do
+    /// but to be saved. On return all have returned from it.
+    ///
+    /// # Panics
+    /// `work` has.
+    pub fn together(&self, work: &(dyn Fn() + Sync)) {
+        self.core.team.together(work);
+    }
+
     fn harvest_log(&mut self, into: &mut PageSet, warm: Warm<'_>) -> Result<usize, Error> {
         let leave = matches!(warm, Warm::Left(_));
         let warm = match warm {
@@ -383,21 +392,29 @@ impl Paused {
             let words = into.words_mut(index);
             ioctl::get_dirty_log(&*core.vm, region.slot, words)
                 .map_err(kvm("KVM_GET_DIRTY_LOG"))?;
+            let warm = warm.map(|warm| warm.words(index));
+            // Zeroes alone between harvests, so that it need not be gone through again.
             let taken = core.taken.words_mut(index);
-            for (n, (taken, word)) in taken.iter_mut().zip(words.iter_mut()).enumerate() {
-                let stays = warm.map_or(0, |warm| warm.words(index)[n] & *word);
-                *taken = *word & !stays;
+            let mut span: Option<(usize, usize)> = None;
+            for_each_used(words, |n, word| {
+                let stays = warm.map_or(0, |warm| warm[n] & *word);
+                let takes = *word & !stays;
                 found += word.count_ones() as usize;
                 left += stays.count_ones() as usize;
-                if leave {
-                    *word = *taken;
+                if takes != 0 {
+                    taken[n] = takes;
+                    span = Some((span.map_or(n, |(first, _)| first), n));
                 }
-            }
-            // Few of many words: the kernel looks at all that it is given.
-            if let Some(first) = taken.iter().position(|word| *word != 0) {
-                let last = taken.iter().rposition(|word| *word != 0).unwrap_or(first);
-                ioctl::clear_dirty_log(&*core.vm, region.slot, first * 64, &taken[first..=last])
-                    .map_err(kvm("KVM_CLEAR_DIRTY_LOG"))?;
+                if leave {
+                    *word = takes;
+                }
+            });
+            // The kernel looks at all that it is given.
+            if let Some((first, last)) = span {
+                let taken = &mut taken[first..=last];
+                let cleared = ioctl::clear_dirty_log(&*core.vm, region.slot, first * 64, taken);
+                taken.fill(0);
+                cleared.map_err(kvm("KVM_CLEAR_DIRTY_LOG"))?;
             }
             // KVM does not see what user space writes.
             core.memory

@@ -78,20 +78,16 @@ impl PageSet {
     /// The numbers of its pages, rising.
     pub fn iter(&self) -> impl Iterator<Item = usize> {
         self.ranges.iter().flat_map(|(first, words)| {
-            words
-                .iter()
-                .enumerate()
-                .filter(|(_, word)| **word != 0)
-                .flat_map(move |(n, word)| {
-                    let mut left = *word;
-                    std::iter::from_fn(move || {
-                        (left != 0).then(|| {
-                            let bit = left.trailing_zeros() as usize;
-                            left &= left - 1;
-                            first + n * 64 + bit
-                        })
+            used(words).flat_map(move |(n, word)| {
+                let mut left = word;
+                std::iter::from_fn(move || {
+                    (left != 0).then(|| {
+                        let bit = left.trailing_zeros() as usize;
+                        left &= left - 1;
+                        first + n * 64 + bit
                     })
                 })
+            })
         })
     }
 
@@ -122,9 +118,38 @@ impl PageSet {
         self.count = self
             .ranges
             .iter()
-            .flat_map(|(_, words)| words)
-            .map(|w| w.count_ones() as usize)
+            .flat_map(|(_, words)| used(words))
+            .map(|(_, word)| word.count_ones() as usize)
             .sum();
+    }
+}
+
+/// Words that are looked at together. Nearly all words of a harvest are zero, and of a large memory there are many.
+const BLOCK: usize = 16;
+
+fn is_unused(block: &[u64]) -> bool {
+    block.iter().fold(0, |all, word| all | word) == 0
+}
+
+/// The words that are not zero, with their numbers.
+fn used(words: &[u64]) -> impl Iterator<Item = (usize, u64)> {
+    let blocks = words.chunks(BLOCK).enumerate();
+    let blocks = blocks.filter(|(_, block)| !is_unused(block));
+    blocks.flat_map(|(number, block)| {
+        let words = (number * BLOCK..).zip(block.iter().copied());
+        words.filter(|(_, word)| *word != 0)
+    })
+}
+
+/// Calls `each` with every word that is not zero, and its number.
+pub(crate) fn for_each_used(words: &mut [u64], mut each: impl FnMut(usize, &mut u64)) {
+    for (number, block) in words.chunks_mut(BLOCK).enumerate() {
+        if !is_unused(block) {
+            let words = (number * BLOCK..).zip(block);
+            words
+                .filter(|(_, word)| **word != 0)
+                .for_each(|(n, word)| each(n, word));
+        }
     }
 }
 
@@ -153,6 +178,29 @@ mod tests {
             assert!(!set.insert(nowhere) && !set.remove(nowhere));
         }
         assert_eq!(set.count(), pages.len() - 1);
+    }
+
+    #[test]
+    fn used_words_are_found_wherever_they_are() {
+        for length in [1, BLOCK - 1, BLOCK, 3 * BLOCK + 5] {
+            for at in 0..length {
+                let mut words = vec![0; length];
+                words[at] = 5;
+                words[length - 1] |= 8;
+                let expected: Vec<_> = (0..length)
+                    .filter(|n| words[*n] != 0)
+                    .map(|n| (n, words[n]))
+                    .collect();
+                assert_eq!(used(&words).collect::<Vec<_>>(), expected);
+                let mut found = Vec::new();
+                for_each_used(&mut words, |n, word| {
+                    found.push((n, *word));
+                    *word = 0;
+                });
+                assert_eq!(found, expected);
+                assert!(is_unused(&words));
+            }
+        }
     }
 
     #[test]

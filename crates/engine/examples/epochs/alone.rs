@@ -30,7 +30,7 @@ pub(crate) fn pauses(tiny: &Tiny, time: Duration) -> Result<Vec<Duration>, Error
         let mut paused = machine.pause()?;
         paused.harvest(&mut dirty)?;
         staging.clear();
-        staging.copy(&memory, dirty.iter());
+        staging.copy_together(&memory, dirty.iter(), |work| paused.together(work));
         paused.capture(staging.state())?;
         machine = paused.resume()?;
         lengths.push(kicked.elapsed());

@@ -104,9 +104,13 @@ impl Gate {
         !inner.halted
     }
 
-    /// For a thread that has seen order number `seen`: waits for the next.
-    pub(super) fn next(&self, seen: &mut u64) -> Order {
-        self.spin(|| self.is_newer(*seen));
+    /// For a thread that has seen order number `seen`: waits for the next. `meanwhile` is called again and again
+    /// until it has come, but no more once the thread sleeps.
+    pub(super) fn next(&self, seen: &mut u64, meanwhile: impl Fn()) -> Order {
+        self.spin(|| {
+            meanwhile();
+            self.is_newer(*seen)
+        });
         let mut inner = self.lock();
         while inner.number == *seen {
             inner = self
@@ -173,7 +177,7 @@ mod tests {
                 thread::spawn(move || {
                     let mut seen = 0;
                     loop {
-                        match gate.next(&mut seen) {
+                        match gate.next(&mut seen, || ()) {
                             Order::Run { .. } => {
                                 while !gate.is_newer(seen) {
                                     std::hint::spin_loop();
@@ -212,6 +216,6 @@ mod tests {
         assert!(!gate.wait_done());
         gate.order(Order::Park);
         let mut seen = 0;
-        assert_eq!(gate.next(&mut seen), Order::Stop);
+        assert_eq!(gate.next(&mut seen, || ()), Order::Stop);
     }
 }

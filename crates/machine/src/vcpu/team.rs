@@ -3,6 +3,7 @@
 use super::{
     Bus, Vcpu, cpuid,
     gate::{Gate, Order},
+    help::Help,
     run,
     sleep::Sleep,
 };
@@ -60,6 +61,7 @@ struct Mailbox {
 
 struct Shared {
     gate: Gate,
+    help: Help,
     boxes: Vec<Mutex<Mailbox>>,
     exits: Vec<Counter>,
     kicks: OnceLock<Vec<Kick>>,
@@ -99,6 +101,7 @@ impl Team {
         let n = vcpus.len();
         let shared = Arc::new(Shared {
             gate: Gate::new(n),
+            help: Help::default(),
             boxes: (0..n).map(|_| Mutex::default()).collect(),
             exits: (0..n).map(|_| Counter::default()).collect(),
             kicks: OnceLock::new(),
@@ -170,6 +173,11 @@ impl Team {
     pub(crate) fn begin_save(&mut self) {
         self.shared.gate.order(Order::Save);
         self.saving = true;
+    }
+
+    /// Does `work` in this thread and in those of parked vCPUs that have nothing else to do and have not gone to sleep.
+    pub(crate) fn together(&self, work: &(dyn Fn() + Sync)) {
+        self.shared.help.offer(work);
     }
 
     /// Writes the vCPUs' sections, waiting for what [`Self::begin_save`] began.
@@ -298,7 +306,7 @@ impl Shared {
         let index = usize::from(vcpu.index);
         let mut seen = 0;
         loop {
-            match self.gate.next(&mut seen) {
+            match self.gate.next(&mut seen, || self.help.join()) {
                 Order::Run { forgive } => {
                     if forgive {
                         // Refused where the guest does not use this clock: then nothing is lost.

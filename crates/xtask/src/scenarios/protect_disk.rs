@@ -1,10 +1,6 @@
 //! A protected machine's disk: what the guest wrote is there after a takeover, whichever host it is.
 
-use super::{
-    Scenario,
-    case::Case,
-    protect::old_host_returns,
-};
+use super::{Scenario, case::Case, protect::old_host_returns};
 use crate::{assets::Image, machine_file::Disk, pair::Pair, process};
 use anyhow::{Context as _, Result, ensure};
 use std::time::Duration;

@@ -34,11 +34,7 @@ pub(super) fn at(
         step.done(format!("{rate} REGISTER/s: {}", outcome.summary()));
         let of = |what: &str| format!("{rate}/s: {what}");
         rows.extend([
-            Row::new(
-                of("response time p50"),
-                "ms",
-                outcome.response_ms.median(),
-            ),
+            Row::new(of("response time p50"), "ms", outcome.response_ms.median()),
             Row::new(
                 of("response time p99"),
                 "ms",

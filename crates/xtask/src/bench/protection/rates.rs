@@ -136,7 +136,12 @@ impl<'a> Rates<'a> {
     }
 }
 
-pub(super) fn load(transport: Transport, users: &'static str, rate: u32, seconds: u32) -> Load<'static> {
+pub(super) fn load(
+    transport: Transport,
+    users: &'static str,
+    rate: u32,
+    seconds: u32,
+) -> Load<'static> {
     Load {
         server: sipp::sip(FIRST_GUEST),
         transport,
