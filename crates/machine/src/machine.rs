@@ -398,15 +398,15 @@ impl Paused {
             let mut span: Option<(usize, usize)> = None;
             for_each_used(words, |n, word| {
                 let stays = warm.map_or(0, |warm| warm[n] & *word);
-                let takes = *word & !stays;
+                let back = *word & !stays;
                 found += word.count_ones() as usize;
                 left += stays.count_ones() as usize;
-                if takes != 0 {
-                    taken[n] = takes;
+                if back != 0 {
+                    taken[n] = back;
                     span = Some((span.map_or(n, |(first, _)| first), n));
                 }
                 if leave {
-                    *word = takes;
+                    *word = back;
                 }
             });
             // The kernel looks at all that it is given.

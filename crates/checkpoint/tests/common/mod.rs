@@ -6,31 +6,44 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use romulus_checkpoint::disk::{Content, DiskWrite};
 use romulus_checkpoint::{Encoder, PAGE, Pages, Replica, ReplicaError, Sealed, Staging};
-use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::convert::Infallible;
+use std::sync::Mutex;
 
 /// Guest memory.
-#[derive(Clone, PartialEq)]
-pub(crate) struct Ram(pub(crate) RefCell<Vec<[u8; PAGE]>>);
+pub(crate) struct Ram(pub(crate) Mutex<Vec<[u8; PAGE]>>);
+
+impl Clone for Ram {
+    fn clone(&self) -> Self {
+        Self(Mutex::new(self.0.lock().unwrap().clone()))
+    }
+}
+
+impl PartialEq for Ram {
+    fn eq(&self, other: &Self) -> bool {
+        // Not both locks at once: a test may compare one with itself.
+        let other = other.0.lock().unwrap().clone();
+        *self.0.lock().unwrap() == other
+    }
+}
 
 impl Ram {
     pub(crate) fn new(pages: usize) -> Self {
-        Self(RefCell::new(vec![[0; PAGE]; pages]))
+        Self(Mutex::new(vec![[0; PAGE]; pages]))
     }
 }
 
 impl Pages for Ram {
     fn count(&self) -> usize {
-        self.0.borrow().len()
+        self.0.lock().unwrap().len()
     }
 
     fn read(&self, page: usize, into: &mut [u8; PAGE]) {
-        *into = self.0.borrow()[page];
+        *into = self.0.lock().unwrap()[page];
     }
 
     fn write(&self, page: usize, from: &[u8; PAGE]) {
-        self.0.borrow_mut()[page] = *from;
+        self.0.lock().unwrap()[page] = *from;
     }
 }
 
@@ -164,7 +177,7 @@ impl Primary {
             .bulk(&self.memory, life.bulk.clone(), &mut sink);
         let mut dirty = BTreeSet::new();
         for (page, touch) in &life.pages {
-            touch.apply(&mut self.memory.0.borrow_mut()[*page]);
+            touch.apply(&mut self.memory.0.lock().unwrap()[*page]);
             dirty.insert(*page);
         }
         self.staging.copy(&self.memory, dirty.into_iter());
