@@ -61,9 +61,6 @@ use std::{
     time::Duration,
 };
 
-/// How often a thread that waits for something rare looks whether the process ends.
-const LOOK: Duration = Duration::from_millis(200);
-
 /// What the binary is told.
 #[derive(Debug)]
 pub enum Report {
@@ -267,10 +264,10 @@ impl Engine {
         let named = |what: &str| thread::Builder::new().name(format!("{} {what}", settings.name));
         let (node, state) = (Arc::clone(&self.node), settings.state.clone());
         self.threads.push(named("sidecar").spawn(move || {
-            while !node.is_ending() {
-                let Ok(sidecar) = to_store.recv_timeout(LOOK) else {
-                    continue;
-                };
+            while let Ok(sidecar) = to_store.recv() {
+                if node.is_ending() {
+                    break;
+                }
                 let result = sidecar::store(&state, &sidecar);
                 if let Err(error) = &result {
                     tracing::error!("{error}");

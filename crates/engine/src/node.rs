@@ -43,7 +43,8 @@ pub(crate) struct Node {
     paths: Mutex<Paths>,
     arbiter: Mutex<Client>,
     peers: Mutex<Vec<(Incarnation, Arc<Outbox>)>>,
-    sidecars: Mutex<mpsc::Sender<Sidecar>>,
+    /// To the thread that makes them durable; gone when that is to end.
+    sidecars: Mutex<Option<mpsc::Sender<Sidecar>>>,
     reports: Mutex<mpsc::Sender<Report>>,
     /// The session whose parts are welcome.
     expected: Mutex<Option<SessionId>>,
@@ -101,7 +102,7 @@ impl Node {
             paths: Mutex::new(paths),
             arbiter: Mutex::new(arbiter),
             peers: Mutex::default(),
-            sidecars: Mutex::new(sidecars),
+            sidecars: Mutex::new(Some(sidecars)),
             reports: Mutex::new(reports),
             expected: Mutex::default(),
             offered: Mutex::default(),
@@ -167,6 +168,7 @@ impl Node {
     pub(crate) fn end(&self) {
         let _host = lock(&self.host);
         self.ending.store(true, Ordering::Release);
+        *lock(&self.sidecars) = None;
     }
 
     /// There is a link to this incarnation; a second one replaces the first.
@@ -287,8 +289,10 @@ impl Node {
             Action::Apply { session, epoch } => *lock(&self.accepted) = Some((session, epoch)),
             Action::Try(session) => self.orders.push(Order::Try(session)),
             Action::StoreSidecar(sidecar) => {
-                // The thread ends only with the process.
-                let _ = lock(&self.sidecars).send(sidecar);
+                if let Some(sidecars) = &*lock(&self.sidecars) {
+                    // The thread ends only with the process.
+                    let _ = sidecars.send(sidecar);
+                }
             }
             Action::Notice(notice) => self.notice(notice),
             Action::End => self.orders.push(Order::End),

@@ -5,8 +5,10 @@
 //! d the share of time the guest is to have (0.8). Nothing held: the interval stretches from 25
 //! to 250 ms, to 1 s when idle."
 //!
-//! Two things are added. A guest that sleeps most of the time need not have four fifths of it: it has
-//! half as much again as it uses, or its clients would wait for nothing. And output that is held waits for the guest's share no longer than the longest
+//! Three things are added. A guest that sleeps most of the time need not have four fifths of it: it has
+//! half as much again as it uses, or its clients would wait for nothing. A guest that hardly sleeps although it has
+//! them may have up to half of the last fifth as well: what it cannot answer in time is asked again, and it would fall further and
+//! further behind. And output that is held waits for the guest's share no longer than the longest
 //! interval of a guest that writes without output (250 ms): after a burst, such as the end of a
 //! first full copy, the mean of what epochs cost is seconds, and four times that would be a
 //! silence in which clients give up.
@@ -20,7 +22,8 @@ use crate::time::Time;
 /// What the law may choose from.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Limits {
-    /// d: the share of time that the guest is to have, between 0 and 1.
+    /// d: the share of time that the guest is to have, between 0 and 1. One that hardly sleeps may have half of the
+    /// rest, too.
     pub share: f64,
     /// The interval after output, when none is held.
     pub shortest: Duration,
@@ -81,6 +84,8 @@ pub struct Control {
     cost: f64,
     /// The running mean of the share of all time in which the guest was awake, between 0 and 1.
     awake: f64,
+    /// The running mean of the share of the guest's own time in which it slept, between 0 and 1.
+    asleep: f64,
     interval: Duration,
     resumed: Time,
     committed: bool,
@@ -91,6 +96,13 @@ const NEWEST: f64 = 0.125;
 /// How much more time than it uses a guest has. One that is kept from running is awake all the time
 /// that it has, so that its share grows by this from epoch to epoch, up to what it is to have.
 const ROOM: f64 = 1.5;
+/// Weight in the mean of use of an epoch in which the guest hardly slept. Until its share has followed, a guest whose clients
+/// have just come is kept from answering, and what they send again meanwhile is more of the same.
+const NEWEST_BUSY: f64 = 0.5;
+/// It hardly slept in an epoch if it did for less than this share of its own time.
+const BUSY: f64 = 0.05;
+/// A guest that sleeps for less than this share of its own time, on the mean, may have more.
+const RESTED: f64 = 0.1;
 
 impl Control {
     /// A law that has seen nothing yet; the guest runs since `now`.
@@ -115,6 +127,7 @@ impl Control {
             limits,
             cost: 0.0,
             awake: 1.0,
+            asleep: RESTED,
             interval: limits.shortest,
             resumed: now,
             committed: true,
@@ -134,8 +147,15 @@ impl Control {
         };
         let all = now.since(self.resumed);
         if !all.is_zero() {
-            let awake = all.saturating_sub(cost.pause + cost.slept);
-            self.awake += NEWEST * (awake.as_secs_f64() / all.as_secs_f64() - self.awake);
+            let ran = all.saturating_sub(cost.pause);
+            let slept = cost.slept.min(ran);
+            let awake = ran.saturating_sub(slept).as_secs_f64() / all.as_secs_f64();
+            let busy = slept < ran.mul_f64(BUSY);
+            self.awake += if busy { NEWEST_BUSY } else { NEWEST } * (awake - self.awake);
+            if !ran.is_zero() {
+                let asleep = slept.as_secs_f64() / ran.as_secs_f64();
+                self.asleep += NEWEST * (asleep - self.asleep);
+            }
         }
         let idle = cost.changed_pages <= self.limits.idle_pages;
         let ceiling = if idle {
@@ -187,7 +207,10 @@ impl Control {
 
     /// The time that the guest must have had before its next pause.
     fn owed(&self) -> Duration {
-        let share = (self.awake * ROOM).min(self.limits.share);
+        let lacking = 1.0 - (self.asleep / RESTED).min(1.0);
+        let rest = 1.0 - self.limits.share;
+        let most = self.limits.share + rest * 0.5 * lacking;
+        let share = (self.awake * ROOM).min(most);
         let owed = self.cost().mul_f64(share / (1.0 - share));
         owed.min(self.limits.longest)
     }
@@ -256,7 +279,8 @@ mod tests {
         );
     }
 
-    /// A guest with output all the time, on hosts whose pause costs ever more: it keeps its share.
+    /// A guest that never sleeps and has output all the time, on hosts whose pause costs ever more: it keeps its share, and half
+    /// of the rest, as long as its output need not wait longer than the longest interval.
     #[test]
     fn the_guest_has_its_share_whatever_a_pause_costs() {
         for pause in [MS / 10, MS, 10 * MS, 60 * MS] {
@@ -273,7 +297,12 @@ mod tests {
                 now = end;
             }
             let share = ran.as_secs_f64() / (ran + paused).as_secs_f64();
-            assert!((share - 0.8).abs() < 0.01, "pause {pause:?}: share {share}");
+            let longest = Limits::default().longest.as_secs_f64();
+            let expected = f64::min(0.9, longest / (longest + pause.as_secs_f64()));
+            assert!(
+                (share - expected).abs() < 0.01,
+                "pause {pause:?}: share {share}"
+            );
         }
     }
 
@@ -307,6 +336,40 @@ mod tests {
         share
     }
 
+    /// Its clients came all at once: before they ask again (500 ms, RFC 3261's T1) it has what it needs.
+    #[test]
+    fn a_guest_that_wakes_up_soon_has_its_share() {
+        let mut control = control();
+        let pause = 4 * MS;
+        let mut now = Time(0) + MS;
+        let mut ran = MS;
+        let mut epoch = |asleep: f64| {
+            now = now + pause;
+            let slept = ran.mul_f64(asleep);
+            let cost = cost(pause, 500, true);
+            control.resumed(now, Cost { slept, ..cost });
+            control.committed();
+            ran = control.end(true).expect("committed").since(now).max(pause);
+            now = now + ran;
+            (now, ran.as_secs_f64() / (ran + pause).as_secs_f64())
+        };
+        let mut calm = (Time(0), 1.0);
+        for _ in 0..200 {
+            calm = epoch(0.9);
+        }
+        assert!(calm.1 <= 0.51, "a calm guest has {}", calm.1);
+        let mut awake = calm;
+        while awake.1 < 0.79 {
+            awake = epoch(0.0);
+        }
+        let took = awake.0.since(calm.0);
+        assert!(took < 100 * MS, "it took {took:?}");
+        for _ in 0..50 {
+            awake = epoch(0.0);
+        }
+        assert!(awake.1 > 0.89, "in the end it had {}", awake.1);
+    }
+
     #[test]
     fn a_guest_has_half_as_much_again_as_it_uses() {
         for (demand, share) in [
@@ -314,7 +377,7 @@ mod tests {
             (0.3, 0.45),
             (0.5, 0.75),
             (0.7, 0.8),
-            (1.0, 0.8),
+            (1.0, 0.9),
         ] {
             for pause in [MS / 10, 4 * MS, 20 * MS] {
                 let had = share_of(demand, pause);

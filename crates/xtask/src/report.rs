@@ -2,8 +2,10 @@
 
 mod computer;
 pub(crate) mod plot;
+mod stolen;
 
 pub(crate) use computer::Computer;
+pub(crate) use stolen::ProcessorTimes;
 
 use anyhow::Result;
 use serde::Serialize;

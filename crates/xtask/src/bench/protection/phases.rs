@@ -3,7 +3,7 @@
 use super::rates;
 use crate::{
     pair::{Pair, Phase},
-    report::Row,
+    report::{ProcessorTimes, Row},
     sipp::{self, Transport},
 };
 use anyhow::{Context as _, Result};
@@ -28,8 +28,10 @@ pub(super) fn at(
         let step = progress.step(format!("{rate} REGISTER/s"));
         rates::settle(client, seconds)?;
         let (before, began) = (pair.timing(runner)?, Instant::now());
+        let times = ProcessorTimes::now()?;
         let load = rates::load(Transport::Udp, "phases", rate, seconds);
         let outcome = sipp::register(client, load)?;
+        let stolen = ProcessorTimes::now()?.stolen_since(&times);
         let (after, took) = (pair.timing(runner)?, began.elapsed());
         step.done(format!("{rate} REGISTER/s: {}", outcome.summary()));
         let of = |what: &str| format!("{rate}/s: {what}");
@@ -45,6 +47,7 @@ pub(super) fn at(
                 "",
                 f64::from(outcome.retransmissions),
             ),
+            Row::new(of("taken from this computer by others"), "%", stolen),
         ]);
         let pairs = before.iter().zip(&after);
         for (before, after) in pairs.filter(|(before, after)| before.name == after.name) {
