@@ -181,7 +181,7 @@ impl Engine {
         let stored = sidecar::load(&settings.state, settings.machine)?;
         let config = host::Config {
             machine: settings.machine,
-            unheld: false,
+            unheld: settings.mode.leaves_unheld(),
             preferred: settings.me == 0,
             timing: settings.timing,
         };
@@ -189,7 +189,12 @@ impl Engine {
 
         let orders = Arc::new(Orders::default());
         let limit = usize::try_from(settings.queue).unwrap_or(usize::MAX);
-        let output = Arc::new(Output::new(limit, shape.cards.clone(), Arc::clone(&orders)));
+        let output = Arc::new(Output::new(
+            limit,
+            shape.cards.clone(),
+            settings.mode.clone(),
+            Arc::clone(&orders),
+        ));
         let (paths, arbiter, polled) = sockets(&settings, secret)?;
         let (sidecars, to_store) = mpsc::channel();
         let node = Arc::new(Node::new(
@@ -220,6 +225,7 @@ impl Engine {
                 vcpus: shape.vcpus.into(),
                 processor: shape.likeness.processor,
                 devices: shape.likeness.devices,
+                unheld: settings.mode.leaves_unheld(),
             },
             sealed: Arc::clone(&sealed),
             name: settings.name.clone(),

@@ -7,7 +7,7 @@ mod tests;
 
 use crate::{clock, orders::Orders};
 use romulus_machine::{Outgoing, Outlet, TapWriter};
-use romulus_network::{Addresses, Delays, HEADER, Mac, OutputQueue};
+use romulus_network::{Addresses, Delays, HEADER, Mac, Mode, OutputQueue, mode::Verdict};
 use romulus_protocol::{
     host::{Pass, Permit},
     id::Epoch,
@@ -18,8 +18,8 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-/// What is looked at to learn an address: Ethernet, a VLAN tag, IPv6 and a neighbour advertisement.
-const GLANCE: usize = 128;
+/// What is looked at of a frame: Ethernet, two VLAN tags, IPv6, some extension headers, UDP and RTP with an extension.
+const GLANCE: usize = 192;
 
 /// Figures for people.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -34,8 +34,10 @@ pub struct OutputFigures {
     pub released: u64,
     /// Frames that were held and that the tap then refused.
     pub dropped: u64,
-    /// Frames that never had to wait.
+    /// Frames that never had to wait, because the machine ran alone.
     pub passed: u64,
+    /// Frames that did not wait because the mode lets them pass at once.
+    pub at_once: u64,
 }
 
 struct Inner {
@@ -51,7 +53,11 @@ struct Inner {
     /// The addresses as they go into checkpoints, and of which version they are.
     known: Vec<u8>,
     version: u64,
+    mode: Mode,
     passed: u64,
+    at_once: u64,
+    /// It was said that more than media passes at once.
+    warned: bool,
 }
 
 /// The gate. One for each process; it outlives the machine's lives.
@@ -71,8 +77,8 @@ pub(crate) struct Seal {
 
 impl Output {
     /// A gate that lets nothing pass. `limit` bounds the bytes that wait; `cards` are the MAC
-    /// addresses.
-    pub(crate) fn new(limit: usize, cards: Vec<Mac>, orders: Arc<Orders>) -> Output {
+    /// addresses. `mode` says what need not wait while a permit lets such output pass.
+    pub(crate) fn new(limit: usize, cards: Vec<Mac>, mode: Mode, orders: Arc<Orders>) -> Output {
         let inner = Inner {
             queue: OutputQueue::new(limit),
             permit: Permit::nothing(),
@@ -83,7 +89,10 @@ impl Output {
             cards,
             known: Vec::new(),
             version: 0,
+            mode,
             passed: 0,
+            at_once: 0,
+            warned: false,
         };
         Output {
             inner: Mutex::new(inner),
@@ -204,6 +213,7 @@ impl Output {
             released: counters.released.frames,
             dropped: counters.dropped.frames,
             passed: inner.passed,
+            at_once: inner.at_once,
         }
     }
 
@@ -243,6 +253,22 @@ impl Inner {
             self.addresses.encode(&mut self.known);
         }
     }
+
+    /// Whether the mode lets a frame go before its epoch is committed, and the permit does, too. Such a frame overtakes what
+    /// waits: nothing that is held depends on media.
+    fn passes_at_once(&mut self, start: &[u8], length: usize, now: Time) -> bool {
+        let verdict = self.mode.verdict(start, length);
+        if verdict == Verdict::Hold || !self.permit.allows(now, Epoch(self.epoch), true) {
+            return false;
+        }
+        if verdict == Verdict::PassOther && !std::mem::replace(&mut self.warned, true) {
+            tracing::warn!(
+                "this machine sends more than media, and `mode = \"no-net\"` holds none of it: after a takeover whoever \
+                 talks to it may see it go back in time; `mode = \"split\"` holds all but media"
+            );
+        }
+        true
+    }
 }
 
 impl Outlet for Output {
@@ -265,6 +291,12 @@ impl Outlet for Output {
             return;
         }
         let length = frame.length();
+        if inner.passes_at_once(&glance[..seen], length, now) {
+            if frame.pass().is_ok() {
+                inner.at_once += 1;
+            }
+            return;
+        }
         let pushed = inner
             .queue
             .push(card, epoch, now.0, length, |into| frame.copy_to(into));

@@ -4,6 +4,7 @@ use crate::{disks::WritableDisk, identity::Public};
 use romulus_machine::{
     Error, Likeness, Paused, Ports, TapWriter, TrackingCosts, config::Config, likeness, tiny::Tiny,
 };
+use romulus_network::Mode;
 use romulus_protocol::{control::Limits, id::MachineId, timing::Timing};
 use std::{io::Write, net::SocketAddr, path::PathBuf};
 
@@ -24,6 +25,8 @@ pub struct Settings {
     pub timing: Timing,
     /// When epochs end.
     pub limits: Limits,
+    /// Which output is held.
+    pub mode: Mode,
     /// The link is plain text: for a cable between the two hosts that nobody else can reach.
     pub insecure: bool,
     /// The directory of the sidecar.

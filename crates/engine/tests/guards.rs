@@ -8,6 +8,7 @@ mod bench;
 use bench::{Bench, Options};
 use romulus_engine::{Report, WritableDisk};
 use romulus_machine::tiny::Tiny;
+use romulus_network::{Mode, mode::default_rules};
 use std::{
     fs,
     io::{Read as _, Write as _},
@@ -74,6 +75,19 @@ fn a_host_that_is_not_alike_is_refused_with_what_differs() {
         assert_eq!(first.status().partner, None);
         second.vanish();
     }
+}
+
+/// A backup that takes a closed connection for an end, beside a primary that goes on sending media, would be a second runner.
+#[test]
+fn a_host_that_holds_other_output_is_refused() {
+    let Some(bench) = Bench::new() else { return };
+    let first = bench.start(0);
+    first.running(LONG);
+    let split = Mode::Split(default_rules());
+    let second = bench.start_as(1, Options::default().tiny, Vec::new(), &split);
+    let told = |report: &Report| matches!(report, Report::Notice(text) if text.contains("`mode`"));
+    second.until(LONG, told);
+    assert_eq!(second.status().partner, None);
 }
 
 #[test]

@@ -9,18 +9,23 @@
 //! | [`addresses`] | what addresses the machine has, learned from what it sends |
 //! | [`announce`] | frames that say "this address is here now", and when to send them |
 //! | [`ethernet`] | what those two share: MAC addresses, VLANs |
+//! | [`flow`] | what a frame carries: certainly media, or anything else |
+//! | [`mode`] | which frames may leave before their epoch is committed |
 //! | [`histogram`] | how long things took, in a fixed amount of memory |
 
 pub mod addresses;
 pub mod announce;
 pub mod ethernet;
+pub mod flow;
 pub mod histogram;
+pub mod mode;
 pub mod queue;
 
 pub use addresses::Addresses;
 pub use announce::Schedule;
 pub use ethernet::{Mac, Vlan};
 pub use histogram::Delays;
+pub use mode::Mode;
 pub use queue::OutputQueue;
 
 /// Length of the virtio-net header in front of every frame, the count of buffers included

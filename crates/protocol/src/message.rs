@@ -31,6 +31,8 @@ pub struct Hello {
     pub processor: u128,
     /// Digest of the devices and of the form of their state.
     pub devices: u128,
+    /// Some output is not held: then a closed connection alone is no sign of an end.
+    pub unheld: bool,
 }
 
 /// What differs between two [`Hello`]s.
@@ -57,6 +59,9 @@ pub enum Mismatch {
         "the two hosts' devices differ (network cards, disk sizes) or their Romulus releases do: use the same file, images and release on both"
     )]
     Devices,
+    /// One side holds all output, the other does not.
+    #[error("one host holds all output, the other does not (`mode`): use the same file on both")]
+    Mode,
 }
 
 impl Hello {
@@ -75,6 +80,8 @@ impl Hello {
             Err(Mismatch::Processor)
         } else if self.devices != other.devices {
             Err(Mismatch::Devices)
+        } else if self.unheld != other.unheld {
+            Err(Mismatch::Mode)
         } else {
             Ok(())
         }

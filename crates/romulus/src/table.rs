@@ -140,6 +140,7 @@ fn cover(protection: &Protection, line: &mut impl FnMut(&str, String)) {
         "role",
         format!("{} on {}", protection.role, protection.host),
     );
+    line("mode", protection.mode.clone());
     let reached = if protection.partner.is_some() {
         "connected"
     } else {
@@ -190,10 +191,11 @@ fn cover(protection: &Protection, line: &mut impl FnMut(&str, String)) {
     line(
         "held",
         format!(
-            "{} frames, {}; {} frames lost",
+            "{} frames, {}; {} frames lost, {} passed at once",
             protection.held_frames,
             size(protection.held_bytes),
-            protection.dropped_frames
+            protection.dropped_frames,
+            protection.at_once_frames
         ),
     );
 }

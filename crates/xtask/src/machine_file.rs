@@ -47,6 +47,9 @@ pub(crate) struct Protection {
     /// The file of this host's secret.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) identity: Option<String>,
+    /// Which output is held.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) mode: Option<String>,
     /// The one time-out from which the others follow.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) t_b: Option<String>,

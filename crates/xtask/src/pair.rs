@@ -80,6 +80,7 @@ impl<'lab> Pair<'lab> {
             arbiter: arbiter.address,
             arbiter_identity: arbiter.identity.clone(),
             identity: None,
+            mode: None,
             t_b: (lab.kind() == lab::Kind::Qemu).then(|| EMULATED_T_B.to_owned()),
             hosts: [1, 2].map(|number: usize| {
                 let host = lab.host(number);

@@ -14,7 +14,7 @@ use crate::{
 };
 use romulus_checkpoint::{Encoder, Replica, Staging};
 use romulus_machine::{Memory, Outgoing, tiny::Tiny};
-use romulus_network::HEADER;
+use romulus_network::{HEADER, Mode};
 use romulus_protocol::{
     host::{self, Event, Host},
     id::{Epoch, Generation, Incarnation, MachineId, SessionId, Term},
@@ -82,7 +82,7 @@ pub(crate) fn world() -> World {
     )
     .unwrap();
     let orders = Arc::new(Orders::default());
-    let output = Arc::new(Output::new(1 << 20, vec![], Arc::clone(&orders)));
+    let output = Arc::new(Output::new(1 << 20, vec![], Mode::Net, Arc::clone(&orders)));
     let (to_store, sidecars) = mpsc::channel();
     let (sender, reports) = mpsc::channel();
     let node = Node::new(host, orders, output, paths, client, to_store, sender);

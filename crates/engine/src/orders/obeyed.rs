@@ -22,6 +22,7 @@ use crate::{
 use romulus_machine::{
     DiskLog as _, Memory, Outlet as _, Ports, TapWriter, TrackingCosts, tiny::Tiny,
 };
+use romulus_network::Mode;
 use romulus_protocol::{
     arbiter::Answer,
     control::Limits,
@@ -117,6 +118,7 @@ fn settings(state: &Path) -> Settings {
         arbiter: ArbiterAddress { address, identity },
         timing: Timing::default(),
         limits: Limits::default(),
+        mode: Mode::Net,
         insecure: true,
         state: state.into(),
         shadow: 1 << 20,

@@ -25,7 +25,7 @@ fn the_guest_goes_on_only_when_its_epochs_end_is_known() {
     let node = &world.node;
     let (tap, cable) = UnixDatagram::pair().unwrap();
     cable.set_nonblocking(true).unwrap();
-    let output = Output::new(1 << 20, vec![[2, 0, 0, 0, 0, 1]], Arc::default());
+    let output = Output::new(1 << 20, vec![[2, 0, 0, 0, 0, 1]], Mode::Net, Arc::default());
     output.attach(vec![TapWriter::new(File::from(OwnedFd::from(tap)))]);
     output.permit(Permit {
         pass: Pass::Committed,
@@ -106,7 +106,7 @@ fn the_guest_goes_on_only_when_its_epochs_end_is_known() {
 fn an_epoch_leaves_out_what_the_full_copy_will_read_and_what_changes_all_the_time() {
     let Some(tiny) = tiny() else { return };
     let world = world();
-    let output = Output::new(1 << 20, vec![[2, 0, 0, 0, 0, 1]], Arc::default());
+    let output = Output::new(1 << 20, vec![[2, 0, 0, 0, 0, 1]], Mode::Net, Arc::default());
     let disks = WriteLog::default();
     let mut paused = tiny.boot_with(&Ports::default()).unwrap();
     paused.start_tracking().unwrap();

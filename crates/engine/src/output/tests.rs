@@ -1,7 +1,7 @@
 //! What may not leave does not: each test fails when one of the gate's guards is out.
 
 use super::*;
-use romulus_network::announce::arp_request;
+use romulus_network::{announce::arp_request, mode::default_rules};
 use std::{
     fs::File,
     net::Ipv4Addr,
@@ -42,10 +42,14 @@ struct Gate {
 
 impl Gate {
     fn new(limit: usize) -> Gate {
+        Gate::of(limit, Mode::Net)
+    }
+
+    fn of(limit: usize, mode: Mode) -> Gate {
         let (tap, cable) = UnixDatagram::pair().unwrap();
         cable.set_nonblocking(true).unwrap();
         let tap = TapWriter::new(File::from(OwnedFd::from(tap)));
-        let output = Output::new(limit, vec![CARD], Arc::default());
+        let output = Output::new(limit, vec![CARD], mode, Arc::default());
         output.attach(vec![tap.clone()]);
         Gate { output, tap, cable }
     }
@@ -56,6 +60,26 @@ impl Gate {
         bytes[HEADER + 50] = mark;
         let tap = &self.tap;
         self.output.send(0, &mut Frame { bytes, tap });
+    }
+
+    /// The guest sends UDP with this payload, of which byte number 8 is the mark.
+    fn send_udp(&self, payload: &[u8]) {
+        let mut bytes = vec![0; HEADER];
+        bytes.extend_from_slice(&[2, 0, 0, 0, 0, 9]);
+        bytes.extend_from_slice(&CARD);
+        let length = u16::try_from(payload.len()).unwrap();
+        let [ip, udp] = [length + 28, length + 8].map(u16::to_be_bytes);
+        bytes.extend_from_slice(&[8, 0, 0x45, 0, ip[0], ip[1], 0, 1, 0, 0, 64, 17, 0, 0]);
+        bytes.extend_from_slice(&[192, 0, 2, 100, 192, 0, 2, 7]);
+        bytes.extend_from_slice(&[0x4e, 0x20, 0x75, 0x30, udp[0], udp[1], 0, 0]);
+        bytes.extend_from_slice(payload);
+        let tap = &self.tap;
+        self.output.send(0, &mut Frame { bytes, tap });
+    }
+
+    /// The guest sends a packet of RTP.
+    fn send_rtp(&self, mark: u8) {
+        self.send_udp(&[&[0x80, 0, 0, 1, 0, 0, 0, 1, mark][..], &[7; 163]].concat());
     }
 
     /// What has left since the last look.
@@ -248,4 +272,62 @@ fn an_announcement_needs_a_permit() {
     gate.output.permit(permit(Pass::Committed, 0));
     assert!(gate.output.announce() > 0);
     assert!(!gate.left().is_empty());
+}
+
+/// Media does not wait for a commit, whatever waits before it; all else does.
+#[test]
+fn split_lets_media_pass_at_once_and_nothing_else() {
+    let gate = Gate::of(LIMIT, Mode::Split(default_rules()));
+    gate.output.permit(permit(Pass::CommittedAndUnheld, 0));
+    gate.send_udp(b"SIP/2.0 200 OK\r\n");
+    gate.send(2);
+    gate.send_rtp(3);
+    gate.send_rtp(4);
+    assert_eq!(gate.left(), [3, 4]);
+    assert!(gate.output.holding(), "what waits ends the epoch");
+    let figures = gate.output.figures();
+    assert_eq!((figures.at_once, figures.held_frames), (2, 2));
+    gate.output.seal();
+    gate.output.permit(permit(Pass::CommittedAndUnheld, 1));
+    assert_eq!(gate.left(), [b"SIP/2.0 200 OK\r\n"[8], 2]);
+}
+
+/// While an heir is named, after the permit's time and where nothing may leave, media waits like everything.
+#[test]
+fn unheld_output_asks_the_permit() {
+    for permit in [
+        Permit::nothing(),
+        permit(Pass::Committed, 9),
+        ended(permit(Pass::CommittedAndUnheld, 9)),
+    ] {
+        let gate = Gate::of(LIMIT, Mode::Split(default_rules()));
+        gate.output.permit(permit);
+        for _ in 0..9 {
+            gate.output.seal();
+        }
+        gate.send_rtp(1);
+        assert_eq!(gate.left(), [], "{permit:?}");
+        assert_eq!(gate.output.figures().at_once, 0);
+    }
+}
+
+#[test]
+fn no_net_holds_nothing_but_tcp() {
+    for tcp in [false, true] {
+        let gate = Gate::of(LIMIT, Mode::NoNet { tcp });
+        gate.output.permit(permit(Pass::CommittedAndUnheld, 0));
+        gate.send_udp(b"SIP/2.0 200 OK\r\n");
+        gate.send(2);
+        assert_eq!(gate.left(), [b"SIP/2.0 200 OK\r\n"[8], 2]);
+        let mut frame = vec![0; HEADER + 60];
+        frame[HEADER + 12..][..24].copy_from_slice(&[
+            8, 0, 0x45, 0, 0, 46, 0, 1, 0, 0, 64, 6, 0, 0, 192, 0, 2, 100, 192, 0, 2, 7, 0, 80,
+        ]);
+        frame[HEADER + 50] = 3;
+        let tap = &gate.tap;
+        gate.output.send(0, &mut Frame { bytes: frame, tap });
+        let left: &[u8] = if tcp { &[3] } else { &[] };
+        assert_eq!(gate.left(), left);
+        assert_eq!(gate.output.holding(), !tcp);
+    }
 }

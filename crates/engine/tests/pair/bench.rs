@@ -8,6 +8,7 @@ use romulus_engine::{
     sidecar,
 };
 use romulus_machine::{Error, Memory, Outlet, Paused, Ports, TapWriter, tiny::Tiny};
+use romulus_network::Mode;
 use romulus_protocol::{
     arbiter::{Ask, Request},
     control::Limits,
@@ -76,6 +77,8 @@ pub(crate) struct Options {
     pub(crate) tiny: Tiny,
     pub(crate) insecure: bool,
     pub(crate) timing: Timing,
+    /// Which output is held.
+    pub(crate) mode: Mode,
     /// Where the guest's frames go.
     pub(crate) wire: Option<TapWriter>,
 }
@@ -102,6 +105,7 @@ impl Default for Options {
                 t_cold: Duration::from_millis(1500),
                 ..Timing::default()
             },
+            mode: Mode::Net,
             wire: None,
         }
     }
@@ -228,6 +232,17 @@ impl Bench {
 
     /// [`Self::start`] with a machine and disks of its own.
     pub(crate) fn start_with(&self, index: usize, tiny: Tiny, disks: Vec<WritableDisk>) -> Life {
+        self.start_as(index, tiny, disks, &self.options.mode)
+    }
+
+    /// [`Self::start_with`] in another mode.
+    pub(crate) fn start_as(
+        &self,
+        index: usize,
+        tiny: Tiny,
+        disks: Vec<WritableDisk>,
+        mode: &Mode,
+    ) -> Life {
         let settings = Settings {
             machine: MACHINE,
             name: format!("tiny{index}"),
@@ -236,6 +251,7 @@ impl Bench {
             arbiter: self.arbiter.clone(),
             timing: self.options.timing,
             limits: Limits::default(),
+            mode: mode.clone(),
             insecure: self.options.insecure,
             state: self.state(index),
             shadow: 64 << 20,

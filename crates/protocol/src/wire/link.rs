@@ -39,6 +39,7 @@ fn body(message: &Message, out: &mut Vec<u8>) {
             out.u32(hello.vcpus);
             out.u128(hello.processor);
             out.u128(hello.devices);
+            out.bool(hello.unheld);
         }
         Message::Begin {
             session,
@@ -117,6 +118,7 @@ pub fn decode_message(bytes: &[u8]) -> Result<Message, WireError> {
             vcpus: body.u32()?,
             processor: body.u128()?,
             devices: body.u128()?,
+            unheld: body.bool()?,
         }),
         Kind::Begin => Message::Begin {
             session: body.session()?,

@@ -180,17 +180,21 @@ fn message() -> impl Strategy<Value = Message> {
         any::<u64>(),
         any::<u32>(),
         any::<[u128; 2]>(),
+        any::<bool>(),
     )
-        .prop_map(|(machine, from, memory, vcpus, [processor, devices])| {
-            Message::Hello(Hello {
-                machine: MachineId(machine),
-                from,
-                memory,
-                vcpus,
-                processor,
-                devices,
-            })
-        });
+        .prop_map(
+            |(machine, from, memory, vcpus, [processor, devices], unheld)| {
+                Message::Hello(Hello {
+                    machine: MachineId(machine),
+                    from,
+                    memory,
+                    vcpus,
+                    processor,
+                    devices,
+                    unheld,
+                })
+            },
+        );
     let begin = (session(), any::<u64>(), any::<u64>()).prop_map(|(session, term, generation)| {
         Message::Begin {
             session,

@@ -77,6 +77,9 @@ pub(crate) struct Protection {
     pub(crate) protected: bool,
     /// Since when that is so, or not so; RFC 3339 in UTC. `None` where this host cannot know.
     pub(crate) since: Option<String>,
+    /// Which output is held: `net`, `split` or `no-net`.
+    #[serde(default)]
+    pub(crate) mode: String,
     /// The term of what runs or is held here.
     pub(crate) term: Option<u64>,
     /// The generation of the arbiter's record, as far as it is known.
@@ -100,8 +103,11 @@ pub(crate) struct Protection {
     /// Frames that wait for their epoch's commit, and their bytes.
     pub(crate) held_frames: u64,
     pub(crate) held_bytes: u64,
-    /// Frames that were lost because the queue was full.
+    /// Frames that were to be held and were lost: the queue was full, or the tap did not take them.
     pub(crate) dropped_frames: u64,
+    /// Frames that did not wait for a commit because the mode lets them pass at once.
+    #[serde(default)]
+    pub(crate) at_once_frames: u64,
     /// Epochs that this process has sealed.
     pub(crate) epochs: u64,
     /// Mean of pages that an epoch may have dirtied.

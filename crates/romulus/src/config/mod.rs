@@ -2,6 +2,7 @@
 //!
 //! Parsing is pure (text in, [`MachineFile`] out) and collects every problem of a file, each with its place.
 
+mod mode;
 mod problem;
 mod protection;
 #[cfg(test)]

@@ -6,6 +6,7 @@ use super::{
     values,
 };
 use romulus_engine::identity::Public;
+use romulus_network::Mode;
 use romulus_protocol::{
     control::{Control, Limits, LimitsError},
     time::Time,
@@ -39,6 +40,8 @@ pub(crate) struct Protection {
     pub(crate) arbiter_identity: Public,
     /// The two hosts; a new machine starts on the first.
     pub(crate) hosts: [Host; 2],
+    /// Which output is held.
+    pub(crate) mode: Mode,
     /// Directory of this machine on this host; the sidecar lies in it.
     pub(crate) state: PathBuf,
     /// File of this host's secret.
@@ -86,6 +89,17 @@ impl Protection {
                 Some(_) => {}
             }
         }
+        match self.mode {
+            Mode::NoNet { tcp: true } => warnings.push(
+                "`unsafe = true`: TCP connections break, or lose and repeat data, when the machine is taken over"
+                    .to_owned(),
+            ),
+            Mode::NoNet { tcp: false } => warnings.push(
+                "`mode = \"no-net\"`: only TCP is held. That is for machines that relay media and nothing else: whoever gets another answer may see the machine go back in time; `mode = \"split\"` holds all but media"
+                    .to_owned(),
+            ),
+            Mode::Net | Mode::Split(_) => {}
+        }
         if self.insecure {
             warnings.push(
                 "`insecure = true`: all of the guest's memory, keys and passwords included, crosses the link in plain text"
@@ -110,11 +124,7 @@ impl Reader<'_> {
         let arbiter_identity = section
             .require("arbiter_identity", "\"romulus-1:…\"")
             .and_then(|v| section.parse("arbiter_identity", v, parse_identity));
-        let mode = or(section.take("mode"), (), |v| {
-            section
-                .parse("mode", v, check_mode)
-                .map(Spanned::into_inner)
-        });
+        let mode = self.mode(&mut section);
         let state = or(section.take("state"), Path::new(STATE).join(name), |v| {
             self.path(&section, "state", v).map(Spanned::into_inner)
         });
@@ -154,8 +164,8 @@ impl Reader<'_> {
             self.reachable(arbiter, hosts);
         }
         section.finish();
-        mode?;
         Some(Protection {
+            mode: mode?,
             arbiter: arbiter?.into_inner(),
             arbiter_identity: arbiter_identity?.into_inner(),
             hosts: hosts?,
@@ -473,16 +483,6 @@ fn scaled(default: Duration, t_b: Duration, default_t_b: Duration) -> Duration {
 fn parse_identity(text: &str) -> Result<Public, String> {
     text.parse::<Public>()
         .map_err(|error| format!("{error}; `romulus pair` prints the right one on its host"))
-}
-
-fn check_mode(text: &str) -> Result<(), String> {
-    match text {
-        "net" => Ok(()),
-        "no-net" | "split" => Err(format!(
-            "{text:?} is not supported yet; write \"net\", which holds all output"
-        )),
-        _ => Err(format!("{text:?} is no mode; write \"net\"")),
-    }
 }
 
 fn parse_queue(text: &str) -> Result<u64, String> {

@@ -2,6 +2,7 @@
 
 use super::*;
 use proptest::prelude::*;
+use romulus_network::mode::{Media, Mode, Rule, default_rules};
 use romulus_protocol::{control::Limits, timing::Timing};
 
 /// The example that operators start from.
@@ -244,8 +245,6 @@ fn what_is_wrong_is_refused_with_its_reason() {
 #[test]
 fn a_wrong_choice_is_refused_alone() {
     let keys: &[(&str, &str)] = &[
-        ("mode = 'split'", "\"split\" is not supported yet"),
-        ("mode = 'fast'", "is no mode"),
         ("insecure = 'no'", "must be true or false"),
         ("queue = '1 KiB'", "at least 1 MiB"),
         ("shadow = 'much'", "is not a size"),
@@ -261,6 +260,9 @@ fn a_wrong_choice_is_refused_alone() {
         ("stall = '1s'", "the stall limit must be at most T_b"),
         ("rho_ppm = 1000000", "from 1 to 999999"),
         ("rho_ppm = 300000", "too close to T_b"),
+        ("mode = 'fast'", "is no mode"),
+        ("mode = 'net'\nunsafe = true", "in `mode = \"no-net\"` only"),
+        ("mode = 'no-net'\nunsafe = 1", "must be true or false"),
         ("guest_share = 1", "must be above 0 and at most 0.99"),
         ("guest_share = nan", "must be above 0 and at most 0.99"),
         ("guest_share = '80 %'", "a number, such as 0.8"),
@@ -341,7 +343,77 @@ proptest! {
     }
 
     #[test]
-    fn no_value_panics(key in "t_b|t_p|heartbeat|rho_ppm|guest_share|epoch_idle|shadow|queue|host|state", value in "-?[0-9]{1,25}|[0-9]{1,9}\\.[0-9]{1,9}e[0-9]{1,4}|inf|nan|'[0-9]{1,20}(ns|ms|s|h|y)'|\\[\\]|\\{\\}|\\[1\\]") {
+    fn no_value_panics(key in "mode|unsafe|t_b|t_p|heartbeat|rho_ppm|guest_share|epoch_idle|shadow|queue|host|state", value in "-?[0-9]{1,25}|[0-9]{1,9}\\.[0-9]{1,9}e[0-9]{1,4}|inf|nan|'[0-9]{1,20}(ns|ms|s|h|y)'|\\[\\]|\\{\\}|\\[1\\]") {
         let _ = parse(&with(&format!("{key} = {value}"))).map_err(|error| error.to_string());
+    }
+}
+
+/// A protected machine's file with flows.
+fn with_flows(mode: &str, flows: &str) -> String {
+    let flows = flows.replace("[flow]", "[[protection.flow]]");
+    format!("{}\n{flows}", with(mode))
+}
+
+#[test]
+fn modes_say_what_is_held() {
+    let mode = |mode: &str, flows: &str| protection(&with_flows(mode, flows)).mode;
+    assert_eq!(mode("", ""), Mode::Net);
+    assert_eq!(mode("mode = 'net'", ""), Mode::Net);
+    assert_eq!(mode("mode = 'no-net'", ""), Mode::NoNet { tcp: false });
+    assert_eq!(
+        mode("mode = 'no-net'\nunsafe = true", ""),
+        Mode::NoNet { tcp: true }
+    );
+    assert_eq!(mode("mode = 'split'", ""), Mode::Split(default_rules()));
+    let flows = "[flow]\naction = 'hold'\nprotocol = 'rtcp'\n[flow]\naction = 'pass'\nprotocol = 'rtp'\n\
+                 ports = '10000-19999'\ndscp = 46\n[flow]\naction = 'pass'\nports = '7'";
+    let rule = |pass, media, ports, dscp| Rule {
+        pass,
+        media,
+        ports,
+        dscp,
+    };
+    assert_eq!(
+        mode("mode = 'split'", flows),
+        Mode::Split(vec![
+            rule(false, Media::Rtcp, 0..=u16::MAX, None),
+            rule(true, Media::Rtp, 10_000..=19_999, Some(46)),
+            rule(true, Media::Any, 7..=7, None),
+        ])
+    );
+}
+
+#[test]
+fn what_gives_up_safety_is_warned_of() {
+    let warnings = |mode: &str| protection(&with(mode)).warnings().join("; ");
+    let plain = warnings("");
+    assert_eq!(warnings("mode = 'split'"), plain);
+    assert!(warnings("mode = 'no-net'").contains("go back in time"));
+    assert!(warnings("mode = 'no-net'\nunsafe = true").contains("TCP connections break"));
+}
+
+#[test]
+fn wrong_flows_are_refused() {
+    for (mode, flow, expected) in [
+        ("split", "action = 'drop'", "neither \"pass\" nor \"hold\""),
+        ("split", "ports = '1-2'", "`action` is missing"),
+        ("split", "action = 'pass'\nprotocol = 'tcp'", "always held"),
+        ("split", "action = 'pass'\nprotocol = 'udp'", "always held"),
+        ("split", "action = 'pass'\nports = '9-8'", "above the last"),
+        ("split", "action = 'pass'\nports = '65536'", "no port"),
+        ("split", "action = 'pass'\ndscp = 64", "from 0 to 63"),
+        (
+            "split",
+            "action = 'pass'\nport = '7'",
+            "did you mean `ports`",
+        ),
+        ("net", "action = 'pass'", "in `mode = \"split\"` only"),
+        ("no-net", "action = 'pass'", "in `mode = \"split\"` only"),
+    ] {
+        let error = refused(&with_flows(
+            &format!("mode = '{mode}'"),
+            &format!("[flow]\n{flow}"),
+        ));
+        assert!(error.to_string().contains(expected), "{flow}: {error}");
     }
 }

@@ -96,6 +96,7 @@ impl Cover {
             host: name(me),
             partner_host: name(1 - me.min(1)),
             role: "ended".to_owned(),
+            mode: file.mode.name().to_owned(),
             since: self
                 .0
                 .map(|(_, since)| humantime::format_rfc3339_seconds(since).to_string()),
@@ -144,7 +145,8 @@ impl Cover {
             .map(|(done, all)| Copied { done, all });
         protection.held_frames = status.output.held_frames as u64;
         protection.held_bytes = status.output.held_bytes as u64;
-        protection.dropped_frames = status.output.dropped;
+        protection.dropped_frames = status.output.dropped + status.output.full;
+        protection.at_once_frames = status.output.at_once;
         protection.epochs = status.epochs;
         protection.dirty_pages_mean = status.dirty_pages / status.epochs.max(1);
         protection.first_writes_mean = status.first_writes / status.epochs.max(1);

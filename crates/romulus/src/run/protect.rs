@@ -159,6 +159,7 @@ fn settings(file: &MachineFile, me: usize) -> Result<Settings, Failure> {
         },
         timing: protection.timing,
         limits: protection.limits,
+        mode: protection.mode.clone(),
         insecure: protection.insecure,
         state: protection.state.clone(),
         shadow: protection.shadow,

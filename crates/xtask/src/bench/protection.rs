@@ -52,6 +52,9 @@ pub(crate) struct Args {
     /// `T_b` of the pair, such as "100ms"; where it is left out, what the documents advise for such hosts
     #[arg(long, value_name = "TIME")]
     t_b: Option<String>,
+    /// The pair's mode: "net", "split" or "no-net"; where it is left out, "net"
+    #[arg(long, value_name = "MODE")]
+    mode: Option<String>,
     /// The cuts' load in registrations a second over all transports, instead of half of what the machine alone bears;
     /// nothing else is measured then
     #[arg(long, value_name = "RATE")]
@@ -164,6 +167,7 @@ fn measure(
             file.boot.command_line.push_str(" service.shell");
             if let Some(protection) = &mut file.protection {
                 protection.t_b = args.t_b.clone().or(protection.t_b.take());
+                protection.mode.clone_from(&args.mode);
             }
         })?;
         // It is protected before its guest has started everything.
