@@ -51,6 +51,8 @@ pub(crate) struct Vcpu {
     caps: Arc<Caps>,
     msrs: MsrBuffer,
     xsave: Vec<u8>,
+    /// The time stamp counter's rate, 0 if it is not known. Only restoring changes it, and each call counts in a pause.
+    tsc_khz: u32,
 }
 
 impl Vcpu {
@@ -58,6 +60,7 @@ impl Vcpu {
         Self {
             msrs: msrs::buffer(&caps.msrs),
             xsave: vec![0; caps.xsave],
+            tsc_khz: fd.get_tsc_khz().unwrap_or(0),
             fd,
             index,
             caps,
@@ -134,7 +137,7 @@ impl Vcpu {
         }
         put(u32::try_from(read).expect("few MSRs").as_bytes());
         put(self.msrs.as_bytes());
-        put(self.fd.get_tsc_khz().unwrap_or(0).as_bytes());
+        put(self.tsc_khz.as_bytes());
         put(self
             .fd
             .get_vcpu_events()
@@ -147,9 +150,11 @@ impl Vcpu {
     pub(crate) fn restore(&mut self, fields: Fields<'_>) -> Result<(), Error> {
         let state = Parsed::read(fields, self.xsave.len())?;
         let fd = &self.fd;
-        if state.tsc_khz != 0 && fd.get_tsc_khz().is_ok_and(|here| here != state.tsc_khz) {
+        let here = self.tsc_khz;
+        if state.tsc_khz != 0 && here != 0 && here != state.tsc_khz {
             fd.set_tsc_khz(state.tsc_khz)
                 .map_err(kvm("KVM_SET_TSC_KHZ"))?;
+            self.tsc_khz = state.tsc_khz;
         }
         ioctl::set_sregs2(fd, &state.sregs).map_err(kvm("KVM_SET_SREGS2"))?;
         fd.set_regs(&state.regs).map_err(kvm("KVM_SET_REGS"))?;
