@@ -10,6 +10,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use rustix::event::{PollFd, PollFlags, poll};
@@ -26,6 +27,11 @@ const INPUT_WAITING: usize = 16;
 
 /// How often a pipe is read before the others have their turn.
 const READS_AT_ONCE: usize = 16;
+
+/// How long a file may be refused because it is open for writing: far longer than a fork takes to its exec.
+const BUSY_AT_MOST: Duration = Duration::from_secs(5);
+/// How often it is tried meanwhile.
+const LOOK_AGAIN: Duration = Duration::from_millis(2);
 
 /// The programs that run now.
 #[derive(Default)]
@@ -134,6 +140,22 @@ struct Pipe {
     wrap: fn(Vec<u8>) -> Frame,
 }
 
+/// Starts a program, also one that was written just now. When another thread forks while a file is open for writing, its child
+/// holds the file, too, until it executes something else; for that moment the kernel refuses to run the file (ETXTBSY).
+fn spawn(command: &mut Command) -> io::Result<Child> {
+    let until = Instant::now() + BUSY_AT_MOST;
+    loop {
+        match command.spawn() {
+            Err(error)
+                if error.kind() == io::ErrorKind::ExecutableFileBusy && Instant::now() < until =>
+            {
+                thread::sleep(LOOK_AGAIN);
+            }
+            result => return result,
+        }
+    }
+}
+
 impl Started {
     fn new(program: &Program) -> Result<Self> {
         let Some((name, arguments)) = program.arguments.split_first() else {
@@ -154,7 +176,7 @@ impl Started {
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .process_group(0);
-        let mut child = command.spawn()?;
+        let mut child = spawn(&mut command)?;
         let input = child.stdin.take().map(OwnedFd::from);
         let mut outputs = Vec::new();
         if let Some(from) = child.stdout.take() {
@@ -202,7 +224,7 @@ impl Started {
                 Ok(())
             });
         }
-        let child = command.spawn()?;
+        let child = spawn(&mut command)?;
         let outputs = vec![Pipe {
             from: ours.try_clone()?.into(),
             wrap: Frame::Output,

@@ -3,10 +3,21 @@
 use super::tally::{Tally, print_line};
 use crate::compile::cargo;
 use anyhow::{Context as _, Result};
+use images::{Progress, ensure_packages};
 use std::{
     process::{Command, Output, Stdio},
     time::Instant,
 };
+
+/// The Debian packages whose programs the native tests compare with: what we write ourselves, others must be able to read.
+const COMPARED_WITH: [&str; 6] = [
+    "cpio",
+    "e2fsprogs",
+    "iproute2",
+    "kmod",
+    "openssl",
+    "xz-utils",
+];
 
 /// One check.
 pub(super) struct Check {
@@ -140,6 +151,7 @@ fn dependencies() -> Result<Verdict> {
 }
 
 fn native() -> Result<Verdict> {
+    ensure_packages(&COMPARED_WITH, &Progress::new())?;
     let output = output(cargo().args(["test", "--workspace", "--quiet", "--no-fail-fast"]))?;
     let said = text(&output);
     let (passed, mut failed) = count_tests(&said);
