@@ -12,7 +12,6 @@ mod bench;
 use bench::{Bench, Life, Options};
 use romulus_engine::{Phase, PhaseTimes, Report, Status};
 use romulus_machine::{Outgoing, TapWriter, tiny::Tiny};
-use romulus_network::Mode;
 use romulus_protocol::timing::Timing;
 use std::{
     fs::File,
@@ -104,7 +103,6 @@ fn measure(case: Case, time: Duration) -> Option<Seen> {
         tiny,
         insecure: !case.tls,
         timing: Timing::default(),
-        mode: Mode::Net,
         wire: Some(TapWriter::new(File::from(OwnedFd::from(far)))),
     })
     .expect("there is a /dev/kvm");

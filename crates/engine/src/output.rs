@@ -257,8 +257,11 @@ impl Inner {
     /// Whether the mode lets a frame go before its epoch is committed, and the permit does, too. Such a frame overtakes what
     /// waits: nothing that is held depends on media.
     fn passes_at_once(&mut self, start: &[u8], length: usize, now: Time) -> bool {
+        if !self.permit.allows(now, Epoch(self.epoch), true) {
+            return false;
+        }
         let verdict = self.mode.verdict(start, length);
-        if verdict == Verdict::Hold || !self.permit.allows(now, Epoch(self.epoch), true) {
+        if verdict == Verdict::Hold {
             return false;
         }
         if verdict == Verdict::PassOther && !std::mem::replace(&mut self.warned, true) {

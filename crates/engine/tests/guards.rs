@@ -84,7 +84,7 @@ fn a_host_that_holds_other_output_is_refused() {
     let first = bench.start(0);
     first.running(LONG);
     let split = Mode::Split(default_rules());
-    let second = bench.start_as(1, Options::default().tiny, Vec::new(), &split);
+    let second = bench.start_as(1, Options::default().tiny, Vec::new(), split);
     let told = |report: &Report| matches!(report, Report::Notice(text) if text.contains("`mode`"));
     second.until(LONG, told);
     assert_eq!(second.status().partner, None);

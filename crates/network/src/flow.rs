@@ -10,16 +10,12 @@
 pub(crate) mod tests;
 
 use etherparse::{
-    EtherType, Ethernet2HeaderSlice, IpNumber, Ipv4HeaderSlice, Ipv6HeaderSlice,
-    SingleVlanHeaderSlice, UdpHeaderSlice,
+    EtherType, Ethernet2Header, Ethernet2HeaderSlice, IpNumber, Ipv4HeaderSlice, Ipv6Header,
+    Ipv6HeaderSlice, SingleVlanHeader, SingleVlanHeaderSlice, UdpHeader, UdpHeaderSlice,
 };
 
-const ETHERNET: usize = 14;
-const TAG: usize = 4;
 /// Tags that are taken off: a provider's and the customer's.
 const TAGS: usize = 2;
-const IPV6: usize = 40;
-const UDP: usize = 8;
 /// Headers between IPv6's own and UDP's that are walked over.
 const EXTENSIONS: usize = 4;
 /// RTP's fixed header (RFC 3550, section 5.1).
@@ -78,7 +74,7 @@ pub fn flow(start: &[u8], length: usize) -> Flow {
 fn look(start: &[u8], length: usize) -> Option<Flow> {
     let start = &start[..start.len().min(length)];
     let link = Ethernet2HeaderSlice::from_slice(start).ok()?;
-    let (mut kind, mut at) = (link.ether_type(), ETHERNET);
+    let (mut kind, mut at) = (link.ether_type(), Ethernet2Header::LEN);
     for _ in 0..TAGS {
         if !matches!(
             kind,
@@ -89,7 +85,7 @@ fn look(start: &[u8], length: usize) -> Option<Flow> {
         kind = SingleVlanHeaderSlice::from_slice(start.get(at..)?)
             .ok()?
             .ether_type();
-        at += TAG;
+        at += SingleVlanHeader::LEN;
     }
     match kind {
         EtherType::IPV4 => ipv4(start, at, length),
@@ -117,7 +113,7 @@ fn ipv6(start: &[u8], at: usize, length: usize) -> Option<Flow> {
     let header = Ipv6HeaderSlice::from_slice(start.get(at..)?).ok()?;
     let dscp = header.traffic_class() >> 2;
     let other = Some(Flow::other(Carries::Other, dscp));
-    let mut at = at + IPV6;
+    let mut at = at + Ipv6Header::LEN;
     // A length of zero would be a jumbogram (RFC 2675).
     let end = at + usize::from(header.payload_length());
     if end > length {
@@ -160,12 +156,12 @@ fn udp(start: &[u8], at: usize, end: usize, dscp: u8) -> Option<Flow> {
     let header = UdpHeaderSlice::from_slice(start.get(at..)?).ok()?;
     let length = usize::from(header.length());
     // It fills its packet, or one of the two lies.
-    if at + length != end || length < UDP {
+    if at + length != end || length < UdpHeader::LEN {
         return None;
     }
-    let payload = start.get(at + UDP..).unwrap_or_default();
+    let payload = start.get(at + UdpHeader::LEN..).unwrap_or_default();
     Some(Flow {
-        carries: payload_of_udp(payload, length - UDP),
+        carries: payload_of_udp(payload, length - UdpHeader::LEN),
         ports: [header.source_port(), header.destination_port()],
         dscp,
     })

@@ -58,6 +58,10 @@ impl Gate {
     fn send(&self, mark: u8) {
         let mut bytes = vec![0; HEADER + 60];
         bytes[HEADER + 50] = mark;
+        self.send_frame(bytes);
+    }
+
+    fn send_frame(&self, bytes: Vec<u8>) {
         let tap = &self.tap;
         self.output.send(0, &mut Frame { bytes, tap });
     }
@@ -73,8 +77,7 @@ impl Gate {
         bytes.extend_from_slice(&[192, 0, 2, 100, 192, 0, 2, 7]);
         bytes.extend_from_slice(&[0x4e, 0x20, 0x75, 0x30, udp[0], udp[1], 0, 0]);
         bytes.extend_from_slice(payload);
-        let tap = &self.tap;
-        self.output.send(0, &mut Frame { bytes, tap });
+        self.send_frame(bytes);
     }
 
     /// The guest sends a packet of RTP.
@@ -324,8 +327,7 @@ fn no_net_holds_nothing_but_tcp() {
             8, 0, 0x45, 0, 0, 46, 0, 1, 0, 0, 64, 6, 0, 0, 192, 0, 2, 100, 192, 0, 2, 7, 0, 80,
         ]);
         frame[HEADER + 50] = 3;
-        let tap = &gate.tap;
-        gate.output.send(0, &mut Frame { bytes: frame, tap });
+        gate.send_frame(frame);
         let left: &[u8] = if tcp { &[3] } else { &[] };
         assert_eq!(gate.left(), left);
         assert_eq!(gate.output.holding(), !tcp);

@@ -77,8 +77,6 @@ pub(crate) struct Options {
     pub(crate) tiny: Tiny,
     pub(crate) insecure: bool,
     pub(crate) timing: Timing,
-    /// Which output is held.
-    pub(crate) mode: Mode,
     /// Where the guest's frames go.
     pub(crate) wire: Option<TapWriter>,
 }
@@ -105,7 +103,6 @@ impl Default for Options {
                 t_cold: Duration::from_millis(1500),
                 ..Timing::default()
             },
-            mode: Mode::Net,
             wire: None,
         }
     }
@@ -232,16 +229,16 @@ impl Bench {
 
     /// [`Self::start`] with a machine and disks of its own.
     pub(crate) fn start_with(&self, index: usize, tiny: Tiny, disks: Vec<WritableDisk>) -> Life {
-        self.start_as(index, tiny, disks, &self.options.mode)
+        self.start_as(index, tiny, disks, Mode::Net)
     }
 
-    /// [`Self::start_with`] in another mode.
+    /// [`Self::start_with`], which holds all output, in another mode.
     pub(crate) fn start_as(
         &self,
         index: usize,
         tiny: Tiny,
         disks: Vec<WritableDisk>,
-        mode: &Mode,
+        mode: Mode,
     ) -> Life {
         let settings = Settings {
             machine: MACHINE,
@@ -251,7 +248,7 @@ impl Bench {
             arbiter: self.arbiter.clone(),
             timing: self.options.timing,
             limits: Limits::default(),
-            mode: mode.clone(),
+            mode,
             insecure: self.options.insecure,
             state: self.state(index),
             shadow: 64 << 20,

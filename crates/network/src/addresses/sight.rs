@@ -3,15 +3,11 @@
 use std::net::IpAddr;
 
 use etherparse::{
-    ArpHardwareId, ArpPacketSlice, EtherType, Ethernet2HeaderSlice, IpNumber, Ipv4HeaderSlice,
-    Ipv6HeaderSlice, SingleVlanHeaderSlice,
+    ArpHardwareId, ArpPacketSlice, EtherType, Ethernet2Header, Ethernet2HeaderSlice, IpNumber,
+    Ipv4HeaderSlice, Ipv6Header, Ipv6HeaderSlice, SingleVlanHeader, SingleVlanHeaderSlice,
 };
 
 use crate::ethernet::{Mac, Vlan};
-
-const ETHERNET: usize = 14;
-const TAG: usize = 4;
-const IPV6: usize = 40;
 
 /// Messages of neighbour discovery (RFC 4861, section 4).
 const ROUTER_SOLICITATION: u8 = 133;
@@ -42,7 +38,8 @@ pub(super) fn look(frame: &[u8], mac: Mac) -> [Option<Sighting>; 2] {
     if link.source() != mac {
         return [None; 2];
     }
-    let (mut kind, mut packet, mut vlan) = (link.ether_type(), &frame[ETHERNET..], None);
+    let (mut kind, mut packet, mut vlan) =
+        (link.ether_type(), &frame[Ethernet2Header::LEN..], None);
     if kind == EtherType::VLAN_TAGGED_FRAME {
         let Ok(tag) = SingleVlanHeaderSlice::from_slice(packet) else {
             return [None; 2];
@@ -56,7 +53,7 @@ pub(super) fn look(frame: &[u8], mac: Mac) -> [Option<Sighting>; 2] {
             },
         };
         kind = tag.ether_type();
-        packet = &packet[TAG..];
+        packet = &packet[SingleVlanHeader::LEN..];
     }
     let sighting = |(address, certain, router)| Sighting {
         vlan,
@@ -104,7 +101,7 @@ fn ipv6(packet: &[u8]) -> [Option<Seen>; 2] {
         return guess;
     }
     // Type, code, checksum, four bytes of flags, then the target where there is one.
-    let [kind, 0, _, _, flags, _, _, _, rest @ ..] = &packet[IPV6..] else {
+    let [kind, 0, _, _, flags, _, _, _, rest @ ..] = &packet[Ipv6Header::LEN..] else {
         return guess;
     };
     let target = || -> Option<IpAddr> {

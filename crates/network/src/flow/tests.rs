@@ -4,6 +4,8 @@ use super::*;
 use crate::HEADER;
 use proptest::prelude::*;
 
+const ETHERNET: usize = Ethernet2Header::LEN;
+
 /// An RTP packet of G.711 with so many bytes of sound.
 pub(crate) fn rtp(sound: usize) -> Vec<u8> {
     let mut bytes = vec![0x80, 0, 0x12, 0x34, 0, 0, 0, 160, 0xde, 0xad, 0xbe, 0xef];

@@ -18,10 +18,10 @@ enum Name {
 impl Reader<'_> {
     /// Reads what of `[protection]` says how output is treated.
     pub(super) fn mode(&self, section: &mut Section<'_, '_>) -> Option<Mode> {
-        let name = or(section.take("mode"), (Name::Net, None), |v| {
-            let name = section.parse("mode", v, parse_name)?;
-            let span = name.span();
-            Some((name.into_inner(), Some(span)))
+        let name = or(section.take("mode"), Name::Net, |v| {
+            section
+                .parse("mode", v, parse_name)
+                .map(Spanned::into_inner)
         });
         let tcp = or(section.take("unsafe"), None, |v| {
             let span = v.span();
@@ -33,7 +33,7 @@ impl Reader<'_> {
         // All are read, so that every problem is shown.
         let rules: Vec<Option<Rule>> = rules.collect();
         let rules: Option<Vec<Rule>> = rules.into_iter().collect();
-        let ((name, _), tcp, rules) = (name?, tcp?, rules?);
+        let (name, tcp, rules) = (name?, tcp?, rules?);
         if let Some((_, span)) = &tcp
             && name != Name::NoNet
         {
