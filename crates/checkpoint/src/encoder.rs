@@ -5,7 +5,7 @@ use crate::bytes::{NUMBER_MAX, put_number};
 use crate::coder::{Coder, Form, RECORD_MAX, tag};
 use crate::disk::Packing;
 use crate::pages::{PAGE, Pages, ZERO};
-use crate::section::{Kind, Stream};
+use crate::section::{Kind, PART_MAX, Stream};
 use crate::shadow::{Last, Shadow};
 use std::ops::{AddAssign, Range};
 
@@ -181,7 +181,7 @@ impl Encoder {
         result.map(|()| counts)
     }
 
-    /// Sends a sealed epoch: its pages, state and disk writes follow what [`bulk`](Self::bulk) sent. The epoch ends with it.
+    /// Sends a sealed epoch: its pages, state, disk writes and held output follow what [`bulk`](Self::bulk) sent. The epoch ends with it.
     ///
     /// # Errors
     /// Those of `sink`, which takes each part with its index.
@@ -205,6 +205,10 @@ impl Encoder {
         self.machine_state(epoch.machine_state(), sink)?;
         self.disk
             .send(epoch.disk_writes(), &mut self.stream, sink)?;
+        for piece in epoch.held_output().chunks(PART_MAX / 2) {
+            self.stream.room(Kind::Output, piece.len(), sink)?;
+            self.stream.body().extend_from_slice(piece);
+        }
         let total = self.stream.end(sink)?;
         Ok(Sealed {
             parts: total.parts,

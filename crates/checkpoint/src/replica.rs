@@ -47,6 +47,7 @@ pub struct Replica {
     /// The length of the state in the epoch that comes in, where it tells.
     next_length: Option<usize>,
     disk: DiskSteps,
+    output: Vec<u8>,
 }
 
 impl Replica {
@@ -79,6 +80,7 @@ impl Replica {
             state_steps: Vec::new(),
             next_length: None,
             disk: DiskSteps::default(),
+            output: Vec::new(),
         }
     }
 
@@ -207,6 +209,8 @@ impl Replica {
         self.state_steps.clear();
         self.next_length = None;
         self.disk.clear();
+        self.output.clear();
+        self.output.shrink_to(KEEP);
         self.kept.bytes.clear();
         self.kept.bytes.shrink_to(KEEP);
         self.stage = Stage::Empty;
@@ -244,9 +248,20 @@ impl Replica {
         matches!(self.stage, Stage::Verified { .. } | Stage::Applied) && self.disk.flush
     }
 
+    /// The held output of the epoch that is verified or was applied last, until the next one begins: in the form in which
+    /// the primary put it into its [`Staging`](crate::Staging::output).
+    pub fn held_output(&self) -> &[u8] {
+        if matches!(self.stage, Stage::Verified { .. } | Stage::Applied) {
+            &self.output
+        } else {
+            &[]
+        }
+    }
+
     /// Bytes of memory that the epoch that comes in takes.
     pub fn pending_bytes(&self) -> usize {
         self.kept.bytes.len()
+            + self.output.len()
             + (self.memory_steps.len() + self.state_steps.len()) * size_of::<Step>()
     }
 
@@ -316,6 +331,14 @@ impl Replica {
                 decode::records(&mut reader, blocks, &mut self.kept, &mut self.state_steps)
             }
             Kind::Disk => self.disk.read(&mut reader, &self.disks, &mut self.kept),
+            Kind::Output => {
+                let taken = self.kept.bytes.len() + self.output.len();
+                if body.len() > self.kept.limit.saturating_sub(taken) {
+                    return Err(ReplicaError::Memory(self.kept.limit));
+                }
+                self.output.extend_from_slice(body);
+                Ok(())
+            }
         }
     }
 }

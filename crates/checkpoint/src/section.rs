@@ -28,6 +28,8 @@ pub(crate) enum Kind {
     State = 2,
     /// Disk writes.
     Disk = 3,
+    /// Held output, a piece of it.
+    Output = 4,
 }
 
 impl Kind {
@@ -35,7 +37,7 @@ impl Kind {
     const VERSION: u8 = 1;
 
     fn of(byte: u8) -> Option<Self> {
-        [Self::Pages, Self::State, Self::Disk]
+        [Self::Pages, Self::State, Self::Disk, Self::Output]
             .into_iter()
             .find(|kind| *kind as u8 == byte)
     }

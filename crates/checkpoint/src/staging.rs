@@ -17,7 +17,7 @@ const PIECE: usize = 32;
 #[repr(align(4096))]
 struct Aligned([u8; PAGE]);
 
-/// The copy of what changed in one epoch: pages, the machine's state, disk writes. Used again from epoch to epoch.
+/// The copy of what changed in one epoch: pages, the machine's state, disk writes; and its held output. Used again from epoch to epoch.
 ///
 /// Between [`clear`](Self::clear) and [`copy`](Self::copy) nothing is allocated as long as there is [room](Self::room):
 /// call [`reserve`](Self::reserve) while the guest runs. Where an epoch is larger than that it still fits, at the price of an allocation
@@ -28,6 +28,7 @@ pub struct Staging {
     numbers: Vec<u32>,
     state: Vec<u8>,
     disk: DiskEpoch,
+    output: Vec<u8>,
 }
 
 impl Staging {
@@ -38,6 +39,7 @@ impl Staging {
             numbers: Vec::new(),
             state: Vec::with_capacity(64 << 10),
             disk: DiskEpoch::default(),
+            output: Vec::new(),
         };
         staging.reserve(pages);
         staging
@@ -48,6 +50,7 @@ impl Staging {
         self.numbers.clear();
         self.state.clear();
         self.disk.clear();
+        self.output.clear();
     }
 
     /// For how many pages there is room without an allocation.
@@ -127,6 +130,12 @@ impl Staging {
         &mut self.disk
     }
 
+    /// Where the epoch's held output goes, in the caller's form. It changes no more once the epoch is sealed, so that it may be
+    /// copied when the guest runs again.
+    pub fn output(&mut self) -> &mut Vec<u8> {
+        &mut self.output
+    }
+
     /// How many pages were copied.
     pub fn pages(&self) -> usize {
         self.numbers.len()
@@ -146,6 +155,10 @@ impl Staging {
 
     pub(crate) fn machine_state(&self) -> &[u8] {
         &self.state
+    }
+
+    pub(crate) fn held_output(&self) -> &[u8] {
+        &self.output
     }
 
     pub(crate) fn disk_writes(&self) -> &DiskEpoch {

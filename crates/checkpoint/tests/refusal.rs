@@ -42,6 +42,7 @@ fn sent() -> Sent {
         bulk: 0..PAGES / 2,
         state: (9000, usize::try_from(seed).unwrap()),
         disk: vec![(seed * 512, 40_000, seed), (0, 0, 0)],
+        output: 3000,
     };
     let first = primary.live(&life(10));
     let mut between = Backup::new(PAGES);
@@ -243,6 +244,11 @@ fn little_that_unpacks_to_much_is_bounded() {
     // A state of 1 TiB.
     assert_eq!(
         refusal(2, 1, &[0x80, 0x80, 0x80, 0x80, 0x80, 0x20]),
+        ReplicaError::Memory(8 << 12)
+    );
+    // Held output, with nothing to make it short.
+    assert_eq!(
+        refusal(4, 1, &vec![1; (8 << 12) + 1]),
         ReplicaError::Memory(8 << 12)
     );
     // A disk write that claims to unpack to more than it does.

@@ -71,6 +71,7 @@ fn life_of(pages: Vec<(usize, Touch)>) -> Life {
         bulk: 0..0,
         state: (20_000, 5),
         disk: Vec::new(),
+        output: 0,
     }
 }
 

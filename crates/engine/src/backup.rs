@@ -5,9 +5,10 @@ pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
 
-use crate::{clock, disks::Replicas, node::Node};
+use crate::{clock, disks::Replicas, node::Node, output::RESENT_MAX};
 use romulus_checkpoint::{Replica, ReplicaError, disk::JournalError};
 use romulus_machine::Memory;
+use romulus_network::in_flight::{KeptInput, KeptOutput, frames};
 use romulus_protocol::{
     host::Event,
     id::{Incarnation, SessionId},
@@ -19,6 +20,11 @@ use std::{
     sync::{Condvar, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
+
+/// Bytes of output that are kept at most: that of the two epochs that may not have left.
+const OUTPUT: usize = 2 * RESENT_MAX;
+/// Bytes of input that are kept at most.
+const INPUT: usize = 8 << 20;
 
 /// How often whoever waits looks whether the process ends.
 const LOOK: Duration = Duration::from_millis(50);
@@ -32,6 +38,9 @@ pub(crate) enum StreamError {
     /// Its disk writes cannot be kept.
     #[error("the disk writes cannot be kept: {0}")]
     Journal(#[from] JournalError),
+    /// Its held output is none.
+    #[error("the checkpoint's held output cannot be used: {0}")]
+    Output(#[from] frames::Malformed),
     /// There is no machine to apply it to.
     #[error("there is no machine here that could take the replica")]
     NoMachine,
@@ -46,12 +55,27 @@ struct Inner {
     failed: bool,
     /// When the newest applied checkpoint was committed.
     committed: Time,
+    /// Network cards of the machine.
+    cards: usize,
+    output: KeptOutput,
+    input: KeptInput,
+}
+
+/// What was on its way when the primary was lost: frames with their cards.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct InFlight {
+    /// Committed output that may not have left.
+    pub(crate) output: Vec<(usize, Vec<u8>)>,
+    /// Input that the replica has not seen.
+    pub(crate) input: Vec<(usize, Vec<u8>)>,
 }
 
 impl Inner {
     fn drop_replica(&mut self) {
         self.session = None;
         self.replica = None;
+        self.output.clear();
+        self.input.clear();
     }
 }
 
@@ -95,7 +119,8 @@ fn split(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
 }
 
 impl Backup {
-    pub(crate) fn new(disks: Replicas) -> Backup {
+    /// For a machine with these disks and so many network cards.
+    pub(crate) fn new(disks: Replicas, cards: usize) -> Backup {
         Backup {
             inner: Mutex::new(Inner {
                 disks,
@@ -104,6 +129,9 @@ impl Backup {
                 memory: None,
                 failed: false,
                 committed: Time(0),
+                cards,
+                output: KeptOutput::new(OUTPUT),
+                input: KeptInput::new(INPUT),
             }),
             changed: Condvar::new(),
         }
@@ -128,6 +156,8 @@ impl Backup {
         self.change(|inner| {
             inner.replica = Some(replica.with_disks(inner.disks.lengths()?));
             inner.session = Some(session);
+            inner.output.clear();
+            inner.input.clear();
             Ok(())
         })
     }
@@ -230,6 +260,26 @@ impl Backup {
         Ok(())
     }
 
+    /// The primary has read a frame for the guest.
+    pub(crate) fn frame(&self, session: SessionId, number: u64, card: usize, bytes: Vec<u8>) {
+        let mut inner = self.lock();
+        if inner.session == Some(session) && card < inner.cards {
+            inner.input.arrived(number, card, bytes, clock::now().0);
+        }
+    }
+
+    /// Takes out what was on its way beside the newest commit.
+    pub(crate) fn take_in_flight(&self) -> InFlight {
+        let (mut inner, now) = (self.lock(), clock::now().0);
+        let output = inner.output.frames(now).into_iter();
+        let output = output.map(|(card, frame)| (card, frame.to_vec())).collect();
+        inner.output.clear();
+        InFlight {
+            output,
+            input: inner.input.take(now),
+        }
+    }
+
     /// A checkpoint ended: it is verified, given to the host, and applied if the host accepts it.
     pub(crate) fn checkpoint(
         &self,
@@ -247,6 +297,10 @@ impl Backup {
             return Err(StreamError::NoMachine);
         };
         replica.verify(checkpoint.epoch.0, checkpoint.parts, checkpoint.digest)?;
+        if let Err(error) = frames::check(replica.held_output(), inner.cards) {
+            replica.discard_pending();
+            return Err(error.into());
+        }
         if let Err(error) = inner.disks.keep(checkpoint.epoch.0, replica) {
             replica.discard_pending();
             return Err(error.into());
@@ -265,6 +319,13 @@ impl Backup {
                 "it was verified just now"
             );
             inner.committed = arrived;
+            inner.output.committed(
+                checkpoint.epoch.0,
+                replica.held_output(),
+                checkpoint.released_through.0,
+                arrived.0,
+            );
+            inner.input.committed(checkpoint.rx_next);
             if let Err(error) = inner.disks.apply() {
                 // What the host was told is durable is in the journal, but cannot be used here.
                 tracing::error!("the disks cannot follow the replica: {error}");

@@ -48,6 +48,8 @@ struct Session {
     dirty: PageSet,
     /// Told by the link's writer what had changed; asked at each seal.
     warm: Arc<Mutex<WarmPages>>,
+    /// Frames that the guest gets are passed on.
+    passing_on: bool,
 }
 
 /// See the module's text.
@@ -144,7 +146,7 @@ impl Driver {
             self.announce();
             if self.reset
                 && self.node.output.is_free()
-                && let Flow::End(ended) = self.check(|driver| driver.go_on(false))
+                && let Flow::End(ended) = self.check(|driver| driver.go_on(None))
             {
                 return ended;
             }
@@ -289,6 +291,7 @@ impl Driver {
             full: false,
             full_copy: Arc::clone(&full_copy),
             warm: Arc::clone(&warm),
+            output: self.settings.keep.output,
         })));
         self.session = Some(Session {
             id,
@@ -297,6 +300,7 @@ impl Driver {
             control,
             dirty,
             warm,
+            passing_on: false,
         });
         Ok(())
     }
@@ -307,6 +311,7 @@ impl Driver {
         let Some(session) = self.session.take_if(|s| s.id == id) else {
             return Ok(());
         };
+        self.node.input.keep();
         session.outbox.push(Item::Shut(id));
         self.disks.set_active(false);
         self.held = match std::mem::take(&mut self.held) {
@@ -382,6 +387,12 @@ impl Driver {
             Err(error) => return Flow::End(Ended::Failed(error.to_string())),
         };
         session.outbox.notify();
+        // Before the replica is whole nobody could go on from it.
+        let whole = session.full_copy.copied().all;
+        if whole && self.settings.keep.input && !session.passing_on {
+            session.passing_on = true;
+            (self.node.input).pass_on(session.id, Arc::clone(&session.outbox));
+        }
         session.control.resumed(
             ended.resumed,
             Cost {
@@ -411,6 +422,7 @@ impl Driver {
 
     fn discard(&mut self) {
         self.session = None;
+        self.node.input.keep();
         self.wanted = None;
         self.reset = false;
         self.disks.set_active(false);

@@ -96,7 +96,7 @@ pub(crate) fn seal(
     node.handle(Event::Sealed(Sealed {
         complete: full.all,
         released_through: seal.released_through,
-        rx_next: 0,
+        rx_next: node.input.next(),
     }));
     let stop = paused.stop_times();
     let machine = paused.resume()?;

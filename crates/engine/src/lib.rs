@@ -20,6 +20,7 @@ mod driver;
 mod epoch;
 mod full_copy;
 pub mod identity;
+mod input;
 pub mod link;
 mod node;
 mod orders;
@@ -33,6 +34,7 @@ mod settings;
 pub mod sidecar;
 
 pub use disks::{DiskError, WritableDisk};
+pub use input::InputFigures;
 pub use output::OutputFigures;
 pub use phases::{Phase, PhaseTimes};
 pub use settings::{ArbiterAddress, Builder, Console, HostAddress, Real, Settings, Shape};
@@ -139,6 +141,8 @@ pub struct Status {
     pub copied: Option<(u64, u64)>,
     /// Held output.
     pub output: OutputFigures,
+    /// Input.
+    pub input: InputFigures,
     /// Epochs sealed by this process.
     pub epochs: u64,
     /// Pages that they may have changed.
@@ -206,11 +210,12 @@ impl Engine {
             sidecars,
             reports,
         ));
-        let backup = Arc::new(Backup::new(replicas));
+        let backup = Arc::new(Backup::new(replicas, shape.cards.len()));
         let log = Arc::new(WriteLog::default());
         let sealed = Arc::new(Mutex::new(None));
         let ports = Ports {
             outlet: Some(output),
+            inlet: Some(Arc::clone(&node.input) as Arc<_>),
             disks: (!disks.is_empty()).then(|| Arc::clone(&log) as Arc<_>),
             lock_memory: settings.lock_memory,
         };
@@ -308,6 +313,7 @@ impl Engine {
             partner: self.node.partners().last().copied(),
             copied: (all > 0).then_some((done, all)),
             output: self.node.output.figures(),
+            input: self.node.input.figures(),
             epochs: figures.epochs.load(Ordering::Relaxed),
             dirty_pages: figures.dirty_pages.load(Ordering::Relaxed),
             first_writes: figures.first_writes.load(Ordering::Relaxed),

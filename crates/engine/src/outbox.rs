@@ -29,10 +29,15 @@ const BULK: usize = 256;
 /// Bytes that are sent with one call.
 const TOGETHER: usize = 128 << 10;
 
+/// Bytes of frames that wait to be sent at most. A link that is behind by so much is of no use to them.
+const FRAMES: usize = 1 << 20;
+
 /// One thing to send.
 pub(crate) enum Item {
     /// A message.
     Message(Message),
+    /// [`Message::Frame`].
+    Frame(Message),
     /// A sealed epoch: its parts, then this message.
     Epoch(Checkpoint, Staging),
     /// A session begins: its full copy is sent from now on.
@@ -66,12 +71,33 @@ pub(crate) struct Stream {
     pub(crate) full_copy: Arc<FullCopy>,
     /// Told which pages had changed.
     pub(crate) warm: Arc<Mutex<WarmPages>>,
+    /// Checkpoints carry the output that they hold back.
+    pub(crate) output: bool,
 }
 
 #[derive(Default)]
 struct Inner {
     items: VecDeque<Item>,
+    /// Bytes of the frames among them.
+    frames: usize,
     closed: bool,
+}
+
+impl Inner {
+    fn pop(&mut self) -> Option<Item> {
+        let item = self.items.pop_front()?;
+        if let Item::Frame(message) = &item {
+            self.frames -= frame_length(message);
+        }
+        Some(item)
+    }
+}
+
+fn frame_length(message: &Message) -> usize {
+    match message {
+        Message::Frame { bytes, .. } => bytes.len(),
+        _ => 0,
+    }
 }
 
 /// The queue of one link. Messages are small, and at most one epoch is in it.
@@ -108,6 +134,32 @@ impl Outbox {
         }
     }
 
+    /// Adds a [`Message::Frame`], unless too many wait already: then it is false.
+    pub(crate) fn push_frame(&self, message: Message) -> bool {
+        let length = frame_length(&message);
+        let mut inner = self.lock();
+        if inner.closed || inner.frames + length > FRAMES {
+            return false;
+        }
+        inner.frames += length;
+        inner.items.push_back(Item::Frame(message));
+        drop(inner);
+        self.changed.notify_one();
+        true
+    }
+
+    /// The next item, if that is a frame.
+    pub(crate) fn take_frame(&self) -> Option<Message> {
+        let mut inner = self.lock();
+        if !matches!(inner.items.front(), Some(Item::Frame(_))) {
+            return None;
+        }
+        inner.pop().and_then(|item| match item {
+            Item::Frame(message) => Some(message),
+            _ => None,
+        })
+    }
+
     /// Wakes the sender.
     pub(crate) fn notify(&self) {
         self.changed.notify_one();
@@ -118,6 +170,7 @@ impl Outbox {
         let mut inner = self.lock();
         inner.closed = true;
         inner.items.clear();
+        inner.frames = 0;
         drop(inner);
         self.changed.notify_one();
         self.closer.close();
@@ -130,7 +183,7 @@ impl Outbox {
             if inner.closed {
                 return Err(());
             }
-            if let Some(item) = inner.items.pop_front() {
+            if let Some(item) = inner.pop() {
                 return Ok(Some(item));
             }
             if busy {
@@ -195,8 +248,9 @@ impl Writer {
                 Err(()) => return Ok(()),
                 Ok(None) => self.copy()?,
                 Ok(Some(Item::Message(message))) => self.sender.send_message(&message)?,
-                Ok(Some(Item::Epoch(checkpoint, staging))) => {
-                    let sent = self.epoch(checkpoint, &staging);
+                Ok(Some(Item::Frame(message))) => self.frames(&message)?,
+                Ok(Some(Item::Epoch(checkpoint, mut staging))) => {
+                    let sent = self.epoch(checkpoint, &mut staging);
                     self.node.recycle(staging);
                     sent?;
                 }
@@ -259,7 +313,27 @@ impl Writer {
         Ok(())
     }
 
-    fn epoch(&mut self, mut checkpoint: Checkpoint, staging: &Staging) -> Result<(), LinkError> {
+    /// Sends a frame, and with the same call those that wait behind it.
+    fn frames(&mut self, first: &Message) -> Result<(), LinkError> {
+        self.bytes.clear();
+        wire::encode_message(first, &mut self.bytes);
+        while self.bytes.len() < TOGETHER
+            && let Some(message) = self.outbox.take_frame()
+        {
+            wire::encode_message(&message, &mut self.bytes);
+        }
+        let figures = &self.node.figures;
+        figures
+            .sent_bytes
+            .fetch_add(self.bytes.len() as u64, Ordering::Relaxed);
+        self.sender.send(&self.bytes)
+    }
+
+    fn epoch(
+        &mut self,
+        mut checkpoint: Checkpoint,
+        staging: &mut Staging,
+    ) -> Result<(), LinkError> {
         let Some(stream) = &mut self.stream else {
             return Ok(());
         };
@@ -267,6 +341,10 @@ impl Writer {
             return Ok(());
         }
         let (started, worked) = (Instant::now(), clock::thread_time());
+        if stream.output {
+            // None of it leaves before this epoch's commit, so all of it is still there.
+            (self.node.output).copy_held(checkpoint.epoch, staging.output());
+        }
         let mut out = Parts {
             session: stream.id,
             epoch: checkpoint.epoch,

@@ -7,7 +7,9 @@ mod tests;
 
 use crate::{clock, orders::Orders};
 use romulus_machine::{Outgoing, Outlet, TapWriter};
-use romulus_network::{Addresses, Delays, HEADER, Mac, Mode, OutputQueue, mode::Verdict};
+use romulus_network::{
+    Addresses, Delays, HEADER, Mac, Mode, OutputQueue, in_flight::frames, mode::Verdict,
+};
 use romulus_protocol::{
     host::{Pass, Permit},
     id::Epoch,
@@ -20,6 +22,9 @@ use std::{
 
 /// What is looked at of a frame: Ethernet, two VLAN tags, IPv6, some extension headers, UDP and RTP with an extension.
 const GLANCE: usize = 192;
+
+/// Bytes of one epoch's output that its checkpoint carries at most.
+pub(crate) const RESENT_MAX: usize = 32 << 20;
 
 /// Figures for people.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -38,6 +43,8 @@ pub struct OutputFigures {
     pub passed: u64,
     /// Frames that did not wait because the mode lets them pass at once.
     pub at_once: u64,
+    /// Frames that were sent again at a takeover, because nobody knows whether they had left.
+    pub sent_again: u64,
 }
 
 struct Inner {
@@ -56,6 +63,7 @@ struct Inner {
     mode: Mode,
     passed: u64,
     at_once: u64,
+    sent_again: u64,
     /// It was said that more than media passes at once.
     warned: bool,
 }
@@ -92,6 +100,7 @@ impl Output {
             mode,
             passed: 0,
             at_once: 0,
+            sent_again: 0,
             warned: false,
         };
         Output {
@@ -202,6 +211,35 @@ impl Output {
         count
     }
 
+    /// Appends what is held of a sealed epoch, as its checkpoint carries it. Of more than [`RESENT_MAX`] bytes the rest is left
+    /// out: a takeover would lose it, as a network might.
+    pub(crate) fn copy_held(&self, epoch: Epoch, out: &mut Vec<u8>) {
+        for frame in self.lock().queue.frames_of(epoch.0) {
+            if out.len() + frame.bytes.len() > RESENT_MAX {
+                break;
+            }
+            frames::put(out, frame.card, frame.bytes);
+        }
+    }
+
+    /// Sends what an earlier term committed and may not have sent, before anything of this one, if everything may leave. Gives
+    /// the number of frames that left.
+    pub(crate) fn send_again(&self, kept: &[(usize, Vec<u8>)]) -> u64 {
+        let mut inner = self.lock();
+        let free = inner.permit.pass == Pass::All
+            && inner.permit.allows(clock::now(), Epoch(inner.epoch), false);
+        if !free {
+            return 0;
+        }
+        let written = kept.iter().filter(|(card, frame)| {
+            let tap = inner.taps.get(*card);
+            tap.is_some_and(|tap| tap.write(frame).is_ok())
+        });
+        let sent = written.count() as u64;
+        inner.sent_again += sent;
+        sent
+    }
+
     /// Figures for people.
     pub(crate) fn figures(&self) -> OutputFigures {
         let inner = self.lock();
@@ -214,6 +252,7 @@ impl Output {
             dropped: counters.dropped.frames,
             passed: inner.passed,
             at_once: inner.at_once,
+            sent_again: inner.sent_again,
         }
     }
 

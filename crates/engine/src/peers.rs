@@ -192,6 +192,15 @@ impl Links {
                     });
                     Ok(())
                 }
+                Message::Frame {
+                    session,
+                    number,
+                    card,
+                    bytes,
+                } => {
+                    self.backup.frame(session, number, card.into(), bytes);
+                    Ok(())
+                }
                 Message::Checkpoint(checkpoint) => {
                     self.backup.checkpoint(&self.node, peer, checkpoint)
                 }

@@ -4,7 +4,7 @@ use crate::{disks::WritableDisk, identity::Public};
 use romulus_machine::{
     Error, Likeness, Paused, Ports, TapWriter, TrackingCosts, config::Config, likeness, tiny::Tiny,
 };
-use romulus_network::Mode;
+use romulus_network::{Mode, in_flight::Keep};
 use romulus_protocol::{control::Limits, id::MachineId, timing::Timing};
 use std::{io::Write, net::SocketAddr, path::PathBuf};
 
@@ -27,6 +27,8 @@ pub struct Settings {
     pub limits: Limits,
     /// Which output is held.
     pub mode: Mode,
+    /// What is kept of what is on its way when a host dies.
+    pub keep: Keep,
     /// The link is plain text: for a cable between the two hosts that nobody else can reach.
     pub insecure: bool,
     /// The directory of the sidecar.

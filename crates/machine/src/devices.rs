@@ -133,6 +133,8 @@ pub struct Devices {
     name: String,
     gate: Arc<Gate>,
     slots: Vec<Mmio>,
+    /// The network cards among them.
+    cards: Vec<Arc<Function>>,
     /// The disks among them, with who does their work.
     disks: Vec<(Arc<Function>, Arc<Worker>)>,
     look: Arc<EventFd>,
@@ -235,7 +237,7 @@ impl Devices {
             devices: Vec::new(),
         };
         let mut served = Vec::new();
-        let mut nic_counters = Vec::new();
+        let (mut cards, mut nic_counters) = (Vec::new(), Vec::new());
         let (mut interfaces, mut writers) = (Vec::new(), Vec::new());
         for (card, (nic, link)) in config.nics.iter().zip(links).enumerate() {
             let counters = Arc::<NetCounters>::default();
@@ -245,9 +247,10 @@ impl Devices {
                 what: format!("tap {}: a second descriptor", nic.tap),
                 source,
             })?);
-            let outlet = ports.outlet.clone().map(|outlet| (card, outlet));
-            let net = Net::new(link, outlet, nic, counters);
-            served.push(builder.add(&nic.tap, Box::new(net))?);
+            let net = Net::new(link, card, ports, nic, counters);
+            let function = builder.add(&nic.tap, Box::new(net))?;
+            cards.push(Arc::clone(&function));
+            served.push(function);
         }
         let mut disks = Vec::new();
         let mut disk_counters = Vec::new();
@@ -270,6 +273,7 @@ impl Devices {
             name: builder.name,
             gate,
             slots: builder.devices,
+            cards,
             disks,
             look: io.look(),
             unread: EventFd::new(EFD_NONBLOCK).map_err(host)?,
@@ -357,6 +361,13 @@ impl Devices {
     /// A writer for each card's tap, in the order of the configuration.
     pub fn taps(&self) -> Vec<TapWriter> {
         self.writers.clone()
+    }
+
+    /// Gives card number `card` a frame before anything from its tap. See [`crate::Paused::inject`].
+    pub fn inject(&self, card: usize, frame: &[u8]) {
+        if let Some(function) = self.cards.get(card) {
+            function.lock().inject(frame);
+        }
     }
 
     /// Lets the devices work: starts their threads at the first call, and wakes them after [`Self::quiesce`].

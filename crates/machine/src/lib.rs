@@ -30,6 +30,6 @@ pub use exit::Exit;
 pub use machine::{Handle, Likeness, Machine, Paused, Statistics, StopTimes, likeness};
 pub use memory::Memory;
 pub use page_set::PageSet;
-pub use ports::{DiskLog, Outgoing, Outlet, Ports};
+pub use ports::{DiskLog, Incoming, Inlet, Outgoing, Outlet, Ports};
 pub use tracking_costs::{TrackingCosts, tracking_costs};
 pub use warm::WarmPages;

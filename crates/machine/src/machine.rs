@@ -208,6 +208,13 @@ impl Paused {
         self.core.devices.open_taps()
     }
 
+    /// Gives card number `card` (in the order of the configuration) a frame that its guest gets before anything from the tap,
+    /// with its virtio-net header in front, as a tap would give it. A frame that the card could not have received, or for
+    /// a card that is not there, is dropped. Until the guest has room for it, it is no part of captured state.
+    pub fn inject(&self, card: usize, frame: &[u8]) {
+        self.core.devices.inject(card, frame);
+    }
+
     /// A writer for each card's tap, in the order of the configuration.
     pub fn taps(&self) -> Vec<TapWriter> {
         self.core.devices.taps()

@@ -1,5 +1,5 @@
-//! What a machine is connected to beyond its own devices: who gets the frames that it sends, and who learns of its disk
-//! writes. Protection hangs on here; a machine without ports works all the same.
+//! What a machine is connected to beyond its own devices: who gets the frames that it sends, who learns of those that it
+//! gets, and of its disk writes. Protection hangs on here; a machine without ports works all the same.
 
 use std::{fmt, io, sync::Arc};
 
@@ -32,6 +32,26 @@ pub trait Outgoing {
     fn pass(&mut self) -> io::Result<()>;
 }
 
+/// Who learns of frames that the guest gets.
+pub trait Inlet: Send + Sync {
+    /// One frame that was read from the tap of card number `card` (in the order of the configuration) and that the guest is
+    /// about to get.
+    ///
+    /// It is called by a device thread with the device's lock held, only while the machine runs and never while it is
+    /// paused: captured state contains exactly those frames of which the inlet has learned when [`crate::Machine::pause`] returns.
+    /// Frames that came by [`crate::Paused::inject`] are not told. It must not block.
+    fn received(&self, card: usize, frame: &dyn Incoming);
+}
+
+/// A frame on its way in: its virtio-net header (12 bytes; the last two may hold anything) first, then Ethernet's.
+pub trait Incoming {
+    /// Length in bytes, header included; at least 13.
+    fn length(&self) -> usize;
+
+    /// Copies the frame's start into `into`, as much as fits; all of it fits into [`Self::length`] bytes.
+    fn copy_to(&self, into: &mut [u8]);
+}
+
 /// Who learns of disk writes, in the order in which they were done.
 ///
 /// Each call is made by the disk's own thread after the file operation has succeeded and before the request is handed
@@ -56,6 +76,8 @@ pub trait DiskLog: Send + Sync {
 pub struct Ports {
     /// Who gets the frames that the guest sends.
     pub outlet: Option<Arc<dyn Outlet>>,
+    /// Who learns of the frames that the guest gets.
+    pub inlet: Option<Arc<dyn Inlet>>,
     /// Who learns of disk writes.
     pub disks: Option<Arc<dyn DiskLog>>,
     /// Whether guest memory is locked (`mlock`), and so given by the host at once: neither swapping nor a first touch
@@ -67,6 +89,7 @@ impl fmt::Debug for Ports {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Ports")
             .field("outlet", &self.outlet.is_some())
+            .field("inlet", &self.inlet.is_some())
             .field("disks", &self.disks.is_some())
             .field("lock_memory", &self.lock_memory)
             .finish()

@@ -11,6 +11,7 @@
 //! | [`ethernet`] | what those two share: MAC addresses, VLANs |
 //! | [`flow`] | what a frame carries: certainly media, or anything else |
 //! | [`mode`] | which frames may leave before their epoch is committed |
+//! | [`in_flight`] | what is on its way when a host dies, kept beside the replica |
 //! | [`histogram`] | how long things took, in a fixed amount of memory |
 
 pub mod addresses;
@@ -18,6 +19,7 @@ pub mod announce;
 pub mod ethernet;
 pub mod flow;
 pub mod histogram;
+pub mod in_flight;
 pub mod mode;
 pub mod queue;
 

@@ -158,6 +158,8 @@ pub enum Message {
         session: SessionId,
         /// Counts the frames of a term as they are read.
         number: u64,
+        /// The card from whose tap it was read, in the order of the machine file.
+        card: u16,
         /// The frame, with its virtio-net header.
         bytes: Vec<u8>,
     },

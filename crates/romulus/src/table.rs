@@ -198,6 +198,16 @@ fn cover(protection: &Protection, line: &mut impl FnMut(&str, String)) {
             protection.at_once_frames
         ),
     );
+    line(
+        "in flight",
+        format!(
+            "{} frames passed on, {} not; at the takeover {} sent again, {} given again",
+            protection.passed_on_frames,
+            protection.skipped_frames,
+            protection.sent_again_frames,
+            protection.given_again_frames
+        ),
+    );
 }
 
 /// The phases of an epoch.

@@ -118,6 +118,8 @@ pub(crate) struct Life {
     pub(crate) state: (usize, usize),
     /// Offset, length (0: a flush), seed (0: zeroes).
     pub(crate) disk: Vec<(u64, usize, u64)>,
+    /// Length of the held output.
+    pub(crate) output: usize,
 }
 
 /// Length of the only disk.
@@ -134,12 +136,14 @@ pub(crate) fn life(pages: usize) -> impl Strategy<Value = Life> {
         bulk,
         (0usize..10_000, 0usize..10_000),
         vec(write, 0..3),
+        prop_oneof![2 => Just(0), 2 => 1usize..5000, 1 => 250_000usize..600_000],
     )
-        .prop_map(|(pages, bulk, state, disk)| Life {
+        .prop_map(|(pages, bulk, state, disk, output)| Life {
             pages,
             bulk,
             state,
             disk,
+            output,
         })
 }
 
@@ -148,6 +152,7 @@ pub(crate) struct Primary {
     pub(crate) memory: Ram,
     pub(crate) state: Vec<u8>,
     pub(crate) disk: Vec<u8>,
+    pub(crate) output: Vec<u8>,
     pub(crate) staging: Staging,
     pub(crate) encoder: Encoder,
 }
@@ -158,6 +163,7 @@ impl Primary {
             memory: Ram::new(pages),
             state: Vec::new(),
             disk: vec![0; DISK],
+            output: Vec::new(),
             staging: Staging::new(8),
             encoder: Encoder::new(pages, shadow * PAGE),
         }
@@ -203,6 +209,9 @@ impl Primary {
                 disk.write(0, *offset, &self.disk[at..at + length]).unwrap();
             }
         }
+        self.staging.output().resize(life.output, 0);
+        noise(3, self.staging.output());
+        self.output.clone_from(self.staging.output());
         let Ok(sealed) = self.encoder.encode(&self.staging, &mut sink);
         assert_eq!(sealed.parts as usize, parts.len());
         assert_eq!(
@@ -267,6 +276,7 @@ impl Backup {
     pub(crate) fn is(&self, primary: &Primary) -> bool {
         self.memory == primary.memory
             && self.replica.state() == primary.state
+            && self.replica.held_output() == primary.output
             && self.disk == primary.disk
     }
 }

@@ -137,6 +137,8 @@ impl World {
 pub(crate) struct Filler {
     encoder: Encoder,
     pub(crate) epoch: Epoch,
+    /// The next epoch's held output.
+    pub(crate) output: Vec<u8>,
 }
 
 /// An epoch's parts, and the message that ends it.
@@ -150,6 +152,7 @@ impl Filler {
         Filler {
             encoder: Encoder::new(memory.pages(), 1 << 20),
             epoch: Epoch(0),
+            output: Vec::new(),
         }
     }
 
@@ -172,6 +175,7 @@ impl Filler {
         if flush {
             staging.disk().flush();
         }
+        staging.output().append(&mut self.output);
         let mut parts = Vec::new();
         let sealed = self
             .encoder
@@ -196,7 +200,7 @@ impl Filler {
 
 /// A replica for `memory`, in the first session, and the memory that it goes to.
 pub(crate) fn backup(disks: &[WritableDisk], state: &std::path::Path) -> (Backup, Memory) {
-    let backup = Backup::new(Replicas::open(disks, state).unwrap());
+    let backup = Backup::new(Replicas::open(disks, state).unwrap(), 1);
     let memory = Memory::new(MEMORY).unwrap();
     backup.prepare(session(1), replica(&memory)).unwrap();
     backup.machine(Some(memory.clone()));

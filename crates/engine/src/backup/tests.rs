@@ -347,3 +347,89 @@ fn a_flush_syncs_the_journal_and_an_emptied_journal_the_image_before() {
     let seen = syncs(|| bench.backup.settle().unwrap());
     assert_eq!(seen, Some(vec![journal.clone(), image, journal]));
 }
+
+/// A frame that says `mark`, as checkpoints carry it.
+fn frame_of(card: usize, mark: u8) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    frames::put(&mut bytes, card, &[mark; 60]);
+    bytes
+}
+
+fn marks(frames: &[(usize, Vec<u8>)]) -> Vec<u8> {
+    frames.iter().map(|(_, frame)| frame[0]).collect()
+}
+
+#[test]
+fn what_was_on_its_way_is_that_of_the_newest_commit() {
+    let mut bench = Bench::new();
+    let arrive = |bench: &Bench, number: u8| {
+        let number = (u64::from(number), vec![number; 60]);
+        bench.backup.frame(session(1), number.0, 0, number.1);
+    };
+    bench.filler.output = frame_of(0, 1);
+    let first = bench.epoch(1);
+    bench.all(&first).unwrap();
+    for number in 0..4 {
+        arrive(&bench, number);
+    }
+    bench.filler.output = frame_of(0, 2);
+    let mut second = bench.epoch(2);
+    second.end.rx_next = 2;
+    bench.all(&second).unwrap();
+    // The third is half here when the primary dies.
+    bench.filler.output = frame_of(0, 3);
+    let third = bench.epoch(3);
+    bench.parts(&third).unwrap();
+    arrive(&bench, 4);
+    let in_flight = bench.backup.take_in_flight();
+    assert_eq!(marks(&in_flight.output), [1, 2]);
+    assert_eq!(marks(&in_flight.input), [2, 3, 4]);
+    assert_eq!(bench.backup.take_in_flight(), InFlight::default(), "once");
+}
+
+#[test]
+fn what_was_on_its_way_goes_with_its_replica() {
+    let drops: [&dyn Fn(&Bench); 3] = [
+        &|bench| bench.backup.discard(),
+        &|bench| bench.backup.no_machine(),
+        &|bench| {
+            let replica = replica(&bench.theirs);
+            bench.backup.prepare(session(2), replica).unwrap();
+        },
+    ];
+    for drop_it in drops {
+        let mut bench = Bench::new();
+        bench.filler.output = frame_of(0, 1);
+        let epoch = bench.epoch(1);
+        bench.all(&epoch).unwrap();
+        bench.backup.frame(session(1), 5, 0, vec![5; 60]);
+        // None of these belongs to it.
+        bench.backup.frame(session(2), 6, 0, vec![6; 60]);
+        bench.backup.frame(session(1), 7, 1, vec![7; 60]);
+        drop_it(&bench);
+        assert_eq!(bench.backup.take_in_flight(), InFlight::default());
+    }
+    let bench = Bench::new();
+    bench.backup.frame(session(2), 6, 0, vec![6; 60]);
+    bench.backup.frame(session(1), 7, 1, vec![7; 60]);
+    bench.backup.frame(session(1), 8, 0, vec![8; 60]);
+    let in_flight = bench.backup.take_in_flight();
+    assert_eq!(marks(&in_flight.input), [8], "of this session and machine");
+}
+
+#[test]
+fn held_output_that_is_none_is_refused_and_changes_nothing() {
+    for bad in [frame_of(1, 9), frame_of(0, 9)[..40].to_vec(), vec![9; 5]] {
+        let mut bench = Bench::new();
+        let epoch = bench.epoch(1);
+        bench.all(&epoch).unwrap();
+        bench.filler.output = bad;
+        let epoch = bench.epoch(2);
+        let refused = bench.all(&epoch);
+        assert!(
+            matches!(refused, Err(StreamError::Output(_))),
+            "{refused:?}"
+        );
+        assert_eq!(bench.is(), (1, vec![1], 1));
+    }
+}

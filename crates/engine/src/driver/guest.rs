@@ -1,7 +1,7 @@
 //! The machine's lives on this host: made, started, frozen, ended.
 
 use super::{Driver, Flow};
-use crate::{Ended, Report, clock, orders::Order};
+use crate::{Ended, Report, backup::InFlight, clock, orders::Order};
 use romulus_machine::{Error, Exit, Machine, Paused};
 use romulus_protocol::{
     host::{Event, Source},
@@ -109,6 +109,7 @@ impl Driver {
                 ));
             }
         };
+        let in_flight = taken_over.then(|| self.backup.take_in_flight());
         self.backup.no_machine();
         if taken_over {
             self.settle_disks();
@@ -116,11 +117,13 @@ impl Driver {
         self.node.output.begin(source == Source::Paused);
         self.held = Held::Paused(paused);
         self.term = term;
-        self.go_on(taken_over)
+        self.go_on(in_flight)
     }
 
-    /// Lets the paused machine run, and says on the network that it is here.
-    pub(super) fn go_on(&mut self, taken_over: bool) -> Result<(), Error> {
+    /// Lets the paused machine run, and says on the network that it is here. One that was taken over begins with what was on
+    /// its way in both directions.
+    pub(super) fn go_on(&mut self, in_flight: Option<InFlight>) -> Result<(), Error> {
+        let taken_over = in_flight.is_some();
         self.reset = false;
         let Held::Paused(paused) = std::mem::take(&mut self.held) else {
             return Ok(());
@@ -129,6 +132,15 @@ impl Driver {
         self.node.output.attach(self.builder.taps(&paused));
         self.announcing.restart(clock::now().0);
         self.announce();
+        if let Some(in_flight) = in_flight {
+            let sent_again = self.node.output.send_again(&in_flight.output);
+            for (card, frame) in &in_flight.input {
+                paused.inject(*card, frame);
+            }
+            let given_again = in_flight.input.len();
+            self.node.input.gave_again(given_again as u64);
+            tracing::info!(sent_again, given_again, "frames that were on their way");
+        }
         let machine = paused.resume()?;
         self.watch(&machine);
         self.node.report(Report::Running {

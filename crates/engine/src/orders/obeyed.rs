@@ -1,28 +1,27 @@
 //! The thread that holds the machine, with the tiny guest and without a partner: what it is told,
 //! it does, and nothing else. Where there is no KVM, these tests say so and pass.
 
+mod replica;
+
 use super::*;
 use crate::{
     Builder, Ended, Report, Settings, Shape,
     backup::{
         Backup,
-        testing::{
-            Blank, Filler, MACHINE, World, backup, exchange, incarnation, session, term, tiny,
-            until, world,
-        },
+        testing::{Blank, MACHINE, World, backup, incarnation, session, term, tiny, until, world},
     },
     disks::{WritableDisk, WriteLog},
     driver::Driver,
     identity::Secret,
-    link::{self, LinkError, Listener, Terms},
+    link::{LinkError, Listener, Terms},
     node::Node,
-    outbox::{Outbox, Writer},
+    outbox::Outbox,
     settings::{ArbiterAddress, HostAddress},
 };
 use romulus_machine::{
     DiskLog as _, Memory, Outlet as _, Ports, TapWriter, TrackingCosts, tiny::Tiny,
 };
-use romulus_network::Mode;
+use romulus_network::{Mode, in_flight::Keep};
 use romulus_protocol::{
     arbiter::Answer,
     control::Limits,
@@ -119,6 +118,7 @@ fn settings(state: &Path) -> Settings {
         timing: Timing::default(),
         limits: Limits::default(),
         mode: Mode::Net,
+        keep: Keep::default(),
         insecure: true,
         state: state.into(),
         shadow: 1 << 20,
@@ -383,153 +383,4 @@ fn a_reset_guest_waits_until_everything_may_leave() {
     bench.order(Order::Acknowledged);
     bench.report(is_running);
     bench.goes_on();
-}
-
-/// Fills the replica with one epoch, complete: this state, and perhaps a write to the disk.
-fn fill(bench: &Bench, state: &[u8], disk: Option<&[u8]>) {
-    let ready = || bench.order(Order::Ready);
-    assert!(bench.backup.await_machine(bench.node(), ready));
-    bench.world.begin(1);
-    bench.obeyed();
-    // The test's and the driver's: the thread that told what the disks hold has ended.
-    until("the disks are not compared", || {
-        (Arc::strong_count(&bench.backup) == 2).then_some(())
-    });
-    let memory = bench.builder.memory.lock().unwrap().clone().unwrap();
-    let ours = Memory::new(memory.size()).unwrap();
-    let epoch = Filler::new(&ours).fill(&ours, state, disk, false);
-    for (index, part) in (0..).zip(&epoch.parts) {
-        bench
-            .backup
-            .part(bench.node(), session(1), epoch.end.epoch.0, index, part)
-            .unwrap();
-    }
-    bench
-        .backup
-        .checkpoint(bench.node(), incarnation(2), epoch.end)
-        .unwrap();
-    // The sidecar says that it is whole: it is tried.
-    bench.node().handle(Event::SidecarStored(true));
-}
-
-/// What the runner hears of the trial.
-fn heard(bench: &Bench, state: &[u8], disk: Option<&[u8]>) -> Message {
-    let terms = Terms::insecure();
-    let listener = Listener::bind(([127, 0, 0, 1], 0).into()).unwrap();
-    let (ours, theirs) = thread::scope(|scope| {
-        let call = || link::connect(listener.address(), None, &terms, LONG);
-        let ours = scope.spawn(call);
-        let theirs = listener.accept(&terms).unwrap();
-        (ours.join().unwrap().unwrap(), theirs)
-    });
-    let outbox = Arc::new(Outbox::new(ours.closer()));
-    let (sender, _receiver) = ours.split();
-    let writer = Writer::new(Arc::clone(bench.node()), Arc::clone(&outbox), sender);
-    let writer = thread::spawn(move || writer.run());
-    bench.node().connected(incarnation(2), &outbox);
-    fill(bench, state, disk);
-    let (_sender, mut runner) = theirs.split();
-    let heard = loop {
-        let message = runner.receive().unwrap();
-        if matches!(message, Message::Tried(_) | Message::Bye(_)) {
-            break message;
-        }
-    };
-    outbox.close();
-    writer.join().unwrap();
-    heard
-}
-
-fn state_of(tiny: &Tiny) -> Vec<u8> {
-    let mut state = Vec::new();
-    tiny.boot().unwrap().capture(&mut state).unwrap();
-    state
-}
-
-#[test]
-fn only_a_replica_that_was_loaded_is_called_tried() {
-    let Some(bench) = Bench::new(false) else {
-        return;
-    };
-    let state = state_of(&bench.builder.tiny);
-    assert_eq!(heard(&bench, &state, None), Message::Tried(session(1)));
-    drop(bench);
-    let Some(bench) = Bench::new(false) else {
-        return;
-    };
-    let state = b"this is no machine's state";
-    assert_eq!(heard(&bench, state, None), Message::Bye(session(1)));
-}
-
-#[test]
-fn a_replica_that_is_discarded_is_gone() {
-    let Some(bench) = Bench::new(false) else {
-        return;
-    };
-    fill(&bench, b"this is no machine's state", None);
-    assert!(bench.backup.hold().state().is_some());
-    bench.order(Order::Discard);
-    bench.obeyed();
-    assert!(bench.backup.hold().state().is_none());
-}
-
-#[test]
-fn a_replica_that_cannot_be_loaded_in_earnest_is_nothing_to_run_from() {
-    let Some(bench) = Bench::new(false) else {
-        return;
-    };
-    fill(&bench, b"this is no machine's state", None);
-    assert!(bench.node().status().whole);
-    bench.node().handle(Event::Arbiter(Answer {
-        machine: MACHINE,
-        to: incarnation(1),
-        number: u64::MAX,
-        record: Some(Record {
-            machine: MACHINE,
-            generation: Generation(3),
-            runner: incarnation(2),
-            heir: Some(incarnation(1)),
-            phase: Phase::Running,
-        }),
-        refusal: None,
-    }));
-    bench.node().handle(Event::Promote);
-    assert_eq!(bench.node().status().role, RoleName::Frozen);
-    until("it is still thought usable", || {
-        (!bench.node().status().whole).then_some(())
-    });
-}
-
-#[test]
-fn after_a_takeover_no_flush_is_answered_before_the_journal_is_empty() {
-    let Some(bench) = Bench::new(true) else {
-        return;
-    };
-    let state = state_of(&bench.builder.tiny);
-    assert_eq!(
-        heard(&bench, &state, Some(&[1; 512])),
-        Message::Tried(session(1))
-    );
-    // Its write is in the journal, which cannot be made durable at the moment.
-    exchange(&bench.directory.path().join("state/journal"), "/dev/zero");
-    let source = Source::Replica {
-        term: term(),
-        epoch: Epoch(1),
-        released_through: Epoch(0),
-    };
-    bench.order(Order::Load(source));
-    bench.order(Order::Run {
-        source,
-        term: term(),
-    });
-    bench.report(is_running);
-    let log = Arc::clone(&bench.log);
-    let flush = thread::spawn(move || log.flushed(0));
-    thread::sleep(NEVER);
-    assert!(
-        !flush.is_finished(),
-        "answered, and the journal would undo it"
-    );
-    bench.log.settled();
-    flush.join().unwrap();
 }

@@ -333,3 +333,52 @@ fn no_net_holds_nothing_but_tcp() {
         assert_eq!(gate.output.holding(), !tcp);
     }
 }
+
+/// What a checkpoint of `epoch` would carry.
+fn carried(gate: &Gate, epoch: u64) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    gate.output.copy_held(Epoch(epoch), &mut bytes);
+    frames::read(&bytes)
+        .map(|(_, frame)| frame[HEADER + 50])
+        .collect()
+}
+
+#[test]
+fn a_checkpoint_carries_what_its_own_epoch_holds() {
+    let gate = Gate::new(LIMIT);
+    gate.output.permit(permit(Pass::Committed, 0));
+    gate.send(1);
+    gate.send(2);
+    gate.output.seal();
+    gate.send(3);
+    assert_eq!(carried(&gate, 1), [1, 2]);
+    assert_eq!(carried(&gate, 2), [3]);
+    gate.output.permit(permit(Pass::Committed, 1));
+    assert_eq!(gate.left(), [1, 2]);
+    assert_eq!(carried(&gate, 1), [], "it is the backup's now");
+}
+
+#[test]
+fn what_was_on_its_way_is_sent_again_only_by_who_may_send_anything() {
+    let gate = Gate::new(LIMIT);
+    let kept = |mark| {
+        let mut bytes = vec![0; HEADER + 60];
+        bytes[HEADER + 50] = mark;
+        bytes
+    };
+    let kept = [(0, kept(1)), (1, kept(2)), (0, kept(3))];
+    assert_eq!(gate.output.send_again(&kept), 0);
+    for shut in [
+        permit(Pass::Committed, 9),
+        permit(Pass::CommittedAndUnheld, 9),
+        ended(permit(Pass::All, 0)),
+    ] {
+        gate.output.permit(shut);
+        assert_eq!(gate.output.send_again(&kept), 0);
+    }
+    assert_eq!(gate.left(), []);
+    gate.output.permit(permit(Pass::All, 0));
+    assert_eq!(gate.output.send_again(&kept), 2, "there is one card");
+    assert_eq!(gate.left(), [1, 3]);
+    assert_eq!(gate.output.figures().sent_again, 2);
+}

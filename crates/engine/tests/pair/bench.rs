@@ -8,7 +8,7 @@ use romulus_engine::{
     sidecar,
 };
 use romulus_machine::{Error, Memory, Outlet, Paused, Ports, TapWriter, tiny::Tiny};
-use romulus_network::Mode;
+use romulus_network::{Mode, in_flight::Keep};
 use romulus_protocol::{
     arbiter::{Ask, Request},
     control::Limits,
@@ -249,6 +249,7 @@ impl Bench {
             timing: self.options.timing,
             limits: Limits::default(),
             mode,
+            keep: Keep::default(),
             insecure: self.options.insecure,
             state: self.state(index),
             shadow: 64 << 20,

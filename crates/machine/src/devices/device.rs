@@ -57,6 +57,11 @@ pub(crate) trait VirtioDevice: Send {
         false
     }
 
+    /// A frame that is to come before anything from outside; one with which the device can do nothing is dropped.
+    fn inject(&mut self, frame: &[u8]) {
+        let _ = frame;
+    }
+
     /// How many chains it has taken from a queue and not handed back. They are always the last ones taken, because every
     /// device hands chains back in the order in which it took them: saved state is the queue moved back by so many.
     fn taken(&self, queue: usize) -> u16;

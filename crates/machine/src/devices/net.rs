@@ -25,7 +25,7 @@ use super::{
     ring::{Buffers, Fault, Ring, Span},
 };
 use crate::{
-    ports::Outlet,
+    ports::{Inlet, Outlet, Ports},
     state::{Fields, Payload, StateError, kind},
 };
 use std::{collections::VecDeque, os::fd::RawFd, sync::Arc};
@@ -59,7 +59,11 @@ const fn has(features: u64, feature: u32) -> bool {
 pub(crate) struct Net {
     link: Box<dyn Link>,
     /// Who gets the frames before the link does, and the card's number there.
-    outlet: Option<(usize, Arc<dyn Outlet>)>,
+    outlet: Option<Arc<dyn Outlet>>,
+    /// Who learns of the frames that come in.
+    inlet: Option<Arc<dyn Inlet>>,
+    /// The card's number for those two.
+    number: usize,
     mac: [u8; 6],
     mtu: u16,
     offload: bool,
@@ -71,6 +75,8 @@ pub(crate) struct Net {
     room: u64,
     /// A frame with its header that did not fit yet; empty if there is none.
     kept: Vec<u8>,
+    /// Frames that come before anything from the link. They are no part of captured state.
+    injected: VecDeque<Vec<u8>>,
     /// The receive queue is empty, so that frames stay where they are.
     starved: bool,
     /// The link gave an error that will not go away.
@@ -79,16 +85,19 @@ pub(crate) struct Net {
 }
 
 impl Net {
-    /// A card on `link`, with `outlet` before it.
+    /// Card number `number` of a machine with these ports, on `link`.
     pub(crate) fn new(
         link: Box<dyn Link>,
-        outlet: Option<(usize, Arc<dyn Outlet>)>,
+        number: usize,
+        ports: &Ports,
         nic: &crate::config::Nic,
         counters: Arc<NetCounters>,
     ) -> Self {
         Self {
             link,
-            outlet,
+            outlet: ports.outlet.clone(),
+            inlet: ports.inlet.clone(),
+            number,
             mac: nic.mac,
             mtu: nic.mtu,
             offload: nic.offload,
@@ -98,6 +107,7 @@ impl Net {
             spans: VecDeque::new(),
             room: 0,
             kept: Vec::new(),
+            injected: VecDeque::new(),
             starved: true,
             broken: false,
             buffers: Buffers::default(),
@@ -214,6 +224,7 @@ impl VirtioDevice for Net {
     fn reset(&mut self) {
         self.forget_waiting();
         self.kept.clear();
+        self.injected.clear();
         self.features = 0;
     }
 
@@ -237,6 +248,14 @@ impl VirtioDevice for Net {
 
     fn listens(&self) -> bool {
         !self.starved && !self.broken
+    }
+
+    fn inject(&mut self, frame: &[u8]) {
+        if frame.len() > HEADER && frame.len() <= self.incoming_max() {
+            self.injected.push_back(frame.to_vec());
+        } else {
+            self.counters.drop_frame();
+        }
     }
 
     fn taken(&self, queue: usize) -> u16 {
@@ -279,5 +298,7 @@ impl VirtioDevice for Net {
     }
 }
 
+#[cfg(test)]
+mod arrivals;
 #[cfg(test)]
 mod tests;

@@ -285,6 +285,11 @@ impl Control {
         self.live()
     }
 
+    /// A frame that is to come before anything from outside.
+    pub(crate) fn inject(&mut self, frame: &[u8]) {
+        self.device.inject(frame);
+    }
+
     /// The driver resets one queue (`VIRTIO_F_RING_RESET`).
     pub(crate) fn reset_queue(&mut self, index: usize) {
         if self.driver_features & 1 << VIRTIO_F_RING_RESET == 0 {

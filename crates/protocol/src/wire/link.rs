@@ -64,10 +64,12 @@ fn body(message: &Message, out: &mut Vec<u8>) {
         Message::Frame {
             session,
             number,
+            card,
             bytes,
         } => {
             out.session(*session);
             out.u64(*number);
+            out.u32((*card).into());
             out.bytes(bytes);
         }
         Message::Checkpoint(checkpoint) => {
@@ -135,6 +137,7 @@ pub fn decode_message(bytes: &[u8]) -> Result<Message, WireError> {
         Kind::Frame => Message::Frame {
             session: body.session()?,
             number: body.u64()?,
+            card: u16::try_from(body.u32()?).map_err(|_| WireError::Body("too many cards"))?,
             bytes: body.rest().to_vec(),
         },
         Kind::Checkpoint => Message::Checkpoint(Checkpoint {

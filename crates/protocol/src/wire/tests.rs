@@ -214,13 +214,17 @@ fn message() -> impl Strategy<Value = Message> {
             index,
             bytes,
         });
-    let frame =
-        (session(), any::<u64>(), vec(any::<u8>(), 0..64)).prop_map(|(session, number, bytes)| {
-            Message::Frame {
-                session,
-                number,
-                bytes,
-            }
+    let frame = (
+        session(),
+        any::<u64>(),
+        any::<u16>(),
+        vec(any::<u8>(), 0..64),
+    )
+        .prop_map(|(session, number, card, bytes)| Message::Frame {
+            session,
+            number,
+            card,
+            bytes,
         });
     let digests = (
         session(),

@@ -108,6 +108,17 @@ pub(crate) struct Protection {
     /// Frames that did not wait for a commit because the mode lets them pass at once.
     #[serde(default)]
     pub(crate) at_once_frames: u64,
+    /// Frames that the guest got and that were passed on to the backup.
+    #[serde(default)]
+    pub(crate) passed_on_frames: u64,
+    /// Those that were not, because the link did not keep up.
+    #[serde(default)]
+    pub(crate) skipped_frames: u64,
+    /// At a takeover: output that was sent again, and input that the guest was given again.
+    #[serde(default)]
+    pub(crate) sent_again_frames: u64,
+    #[serde(default)]
+    pub(crate) given_again_frames: u64,
     /// Epochs that this process has sealed.
     pub(crate) epochs: u64,
     /// Mean of pages that an epoch may have dirtied.

@@ -6,7 +6,7 @@ use super::{
     values,
 };
 use romulus_engine::identity::Public;
-use romulus_network::Mode;
+use romulus_network::{Mode, in_flight::Keep};
 use romulus_protocol::{
     control::{Control, Limits, LimitsError},
     time::Time,
@@ -46,6 +46,8 @@ pub(crate) struct Protection {
     pub(crate) state: PathBuf,
     /// File of this host's secret.
     pub(crate) identity: PathBuf,
+    /// What is kept of what is on its way when a host dies.
+    pub(crate) keep: Keep,
     /// The link between the hosts is plain text.
     pub(crate) insecure: bool,
     /// Guest memory is locked.
@@ -134,6 +136,12 @@ impl Reader<'_> {
         let insecure = or(section.take("insecure"), false, |v| {
             section.boolean("insecure", v)
         });
+        let resend_output = or(section.take("resend_output"), true, |v| {
+            section.boolean("resend_output", v)
+        });
+        let forward_input = or(section.take("forward_input"), true, |v| {
+            section.boolean("forward_input", v)
+        });
         let lock_memory = or(section.take("lock_memory"), true, |v| {
             section.boolean("lock_memory", v)
         });
@@ -171,6 +179,10 @@ impl Reader<'_> {
             hosts: hosts?,
             state: state?,
             identity: identity?,
+            keep: Keep {
+                output: resend_output?,
+                input: forward_input?,
+            },
             insecure: insecure?,
             lock_memory: lock_memory?,
             shadow: shadow?,

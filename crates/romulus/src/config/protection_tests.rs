@@ -2,6 +2,7 @@
 
 use super::*;
 use proptest::prelude::*;
+use romulus_network::in_flight::Keep;
 use romulus_network::mode::{Media, Mode, Rule, default_rules};
 use romulus_protocol::{control::Limits, timing::Timing};
 
@@ -51,6 +52,7 @@ fn the_example_is_read_with_its_defaults() {
     assert_eq!(protection.identity, Path::new("/etc/romulus/identity"));
     assert_eq!((protection.insecure, protection.lock_memory), (false, true));
     assert_eq!((protection.shadow, protection.queue), (512 << 20, 32 << 20));
+    assert_eq!(protection.keep, Keep::default());
     assert_eq!(protection.timing, Timing::default());
     assert_eq!(protection.limits, Limits::default());
     assert_eq!(protection.warnings(), [""; 0]);
@@ -64,6 +66,8 @@ state = "state"
 identity = "/secret"
 insecure = true
 lock_memory = false
+resend_output = false
+forward_input = false
 shadow = "64 MiB"
 queue = "8 MiB"
 t_b = "200ms"
@@ -88,6 +92,7 @@ guest_share = 0.7"#,
     assert_eq!(protection.identity, Path::new("/secret"));
     assert_eq!((protection.insecure, protection.lock_memory), (true, false));
     assert_eq!((protection.shadow, protection.queue), (64 << 20, 8 << 20));
+    assert!(!protection.keep.output && !protection.keep.input);
     let ms = Duration::from_millis;
     let timing = &protection.timing;
     assert_eq!(

@@ -147,6 +147,10 @@ impl Cover {
         protection.held_bytes = status.output.held_bytes as u64;
         protection.dropped_frames = status.output.dropped + status.output.full;
         protection.at_once_frames = status.output.at_once;
+        protection.passed_on_frames = status.input.passed_on;
+        protection.skipped_frames = status.input.skipped;
+        protection.sent_again_frames = status.output.sent_again;
+        protection.given_again_frames = status.input.given_again;
         protection.epochs = status.epochs;
         protection.dirty_pages_mean = status.dirty_pages / status.epochs.max(1);
         protection.first_writes_mean = status.first_writes / status.epochs.max(1);

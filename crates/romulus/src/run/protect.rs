@@ -160,6 +160,7 @@ fn settings(file: &MachineFile, me: usize) -> Result<Settings, Failure> {
         timing: protection.timing,
         limits: protection.limits,
         mode: protection.mode.clone(),
+        keep: protection.keep,
         insecure: protection.insecure,
         state: protection.state.clone(),
         shadow: protection.shadow,

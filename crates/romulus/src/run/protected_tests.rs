@@ -60,6 +60,7 @@ fn incarnation(number: u128) -> Incarnation {
 /// What an engine says that waits and has heard of nobody.
 fn waiting() -> Status {
     Status {
+        input: romulus_engine::InputFigures::default(),
         host: HostStatus {
             role: RoleName::Waiting,
             term: None,

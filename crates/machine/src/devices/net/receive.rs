@@ -1,9 +1,12 @@
 //! The card's way in: frames from the link into the guest's buffers.
 
 use super::{NUM_BUFFERS, Net, QUEUE_SIZE, TURN, has, link::HEADER};
-use crate::devices::{
-    device::Work,
-    ring::{Fault, PARTS_MAX, Part, Ring, length, mark, scatter, slices},
+use crate::{
+    devices::{
+        device::Work,
+        ring::{Fault, PARTS_MAX, Part, Ring, gather, length, mark, scatter, slices},
+    },
+    ports::Incoming,
 };
 use std::io;
 use virtio_bindings::virtio_net::{VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_HDR_GSO_NONE};
@@ -14,6 +17,37 @@ pub(super) struct Waiting {
     head: u16,
     spans: usize,
     length: u64,
+}
+
+/// A frame in memory of ours.
+struct Copied<'a>(&'a [u8]);
+
+impl Incoming for Copied<'_> {
+    fn length(&self) -> usize {
+        self.0.len()
+    }
+
+    fn copy_to(&self, into: &mut [u8]) {
+        let length = into.len().min(self.0.len());
+        into[..length].copy_from_slice(&self.0[..length]);
+    }
+}
+
+/// A frame in the guest's buffers.
+struct Placed<'a, 'm> {
+    parts: &'a [Part<'m>],
+    length: usize,
+}
+
+impl Incoming for Placed<'_, '_> {
+    fn length(&self) -> usize {
+        self.length
+    }
+
+    fn copy_to(&self, into: &mut [u8]) {
+        let length = into.len().min(self.length);
+        gather(self.parts, &mut into[..length]);
+    }
 }
 
 /// What came of reading from the link.
@@ -197,7 +231,12 @@ impl Net {
             let outcome = self.link.receive_copy(&mut self.kept);
             self.kept.truncate(*outcome.as_ref().unwrap_or(&0));
             return Ok(match self.judge(outcome, most) {
-                Read::Frame(_) => true,
+                Read::Frame(_) => {
+                    if let Some(inlet) = &self.inlet {
+                        inlet.received(self.number, &Copied(&self.kept));
+                    }
+                    true
+                }
                 Read::Lost => {
                     self.kept.clear();
                     true
@@ -212,6 +251,9 @@ impl Net {
         match self.judge(outcome, most) {
             Read::Frame(length) => {
                 mark(parts, length);
+                if let Some(inlet) = &self.inlet {
+                    inlet.received(self.number, &Placed { parts, length });
+                }
                 self.finish_header(parts, length);
                 self.deliver(ring, length as u64)?;
                 Ok(true)
@@ -256,14 +298,18 @@ impl Net {
                 self.starved = true;
                 return Ok(Work::Done);
             }
+            if let Some(frame) = self.injected.pop_front() {
+                self.kept = frame;
+                continue;
+            }
             self.stock(ring, self.incoming_max())?;
             self.starved = self.waiting.is_empty();
             if self.starved || self.broken || !self.receive_one(ring, &mut parts)? {
                 return Ok(Work::Done);
             }
         }
-        // The link is still readable and says so. A kept frame would wait for the next one, so it gets a turn.
-        Ok(if self.kept.is_empty() {
+        // The link is still readable and says so. A frame that is here already would wait for the next one, so it gets a turn.
+        Ok(if self.kept.is_empty() && self.injected.is_empty() {
             Work::Done
         } else {
             Work::More

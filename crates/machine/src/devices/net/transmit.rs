@@ -119,7 +119,7 @@ impl Net {
             refused: None,
         };
         match &self.outlet {
-            Some((card, outlet)) => outlet.send(*card, &mut frame),
+            Some(outlet) => outlet.send(self.number, &mut frame),
             None => frame.leave(),
         }
         match frame.refused {
