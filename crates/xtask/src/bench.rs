@@ -2,6 +2,7 @@
 
 mod contender;
 mod engine;
+mod in_flight;
 pub(crate) mod machine;
 mod protection;
 
@@ -24,6 +25,8 @@ enum Bench {
     Engine(engine::Args),
     /// A protected machine: what protection costs, and power cuts under load
     Protection(protection::Args),
+    /// What a power cut does to requests on their way, with and without what is done for them
+    InFlight(in_flight::Args),
 }
 
 /// Runs a measurement.
@@ -35,5 +38,6 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         Bench::Machine(args) => machine::run(args),
         Bench::Engine(args) => engine::run(args),
         Bench::Protection(args) => protection::run(args),
+        Bench::InFlight(args) => in_flight::run(args),
     }
 }

@@ -50,6 +50,12 @@ pub(crate) struct Protection {
     /// Which output is held.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) mode: Option<String>,
+    /// Output on its way is sent again at a takeover.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) resend_output: Option<bool>,
+    /// Input on its way is given to the guest that takes over.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) forward_input: Option<bool>,
     /// The one time-out from which the others follow.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) t_b: Option<String>,

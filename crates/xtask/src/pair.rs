@@ -81,6 +81,8 @@ impl<'lab> Pair<'lab> {
             arbiter_identity: arbiter.identity.clone(),
             identity: None,
             mode: None,
+            resend_output: None,
+            forward_input: None,
             t_b: (lab.kind() == lab::Kind::Qemu).then(|| EMULATED_T_B.to_owned()),
             hosts: [1, 2].map(|number: usize| {
                 let host = lab.host(number);

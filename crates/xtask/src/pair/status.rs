@@ -33,6 +33,10 @@ pub(crate) struct Cover {
     pub(crate) copied: Option<Copied>,
     /// Mean of the pages that an epoch dirtied.
     pub(crate) dirty_pages_mean: u64,
+    /// Output that was sent again at the takeover.
+    pub(crate) sent_again_frames: u64,
+    /// Input that the guest was given again at the takeover.
+    pub(crate) given_again_frames: u64,
 }
 
 /// How far a full copy is, in pages.
@@ -119,7 +123,7 @@ mod tests {
             "state": state, "pid": 7, "restarts": 0, "more": [],
             "protection": {
                 "role": role, "protected": protected, "term": 3, "epoch": 12, "t_b_us": 100_000,
-                "copied": {"done": 1, "all": 2}, "dirty_pages_mean": 60,
+                "copied": {"done": 1, "all": 2}, "dirty_pages_mean": 60, "sent_again_frames": 0, "given_again_frames": 0,
             },
         }))
         .unwrap()
