@@ -181,6 +181,10 @@ impl Driver {
             self.turned = now;
             self.node.handle(Event::LoopTurned);
             self.foresee();
+            // One that was greeted just before the change.
+            if self.node.changes_mode() {
+                self.node.close_links();
+            }
         }
     }
 

@@ -49,6 +49,7 @@ use orders::{Order, Orders};
 use output::Output;
 use peers::{Links, Way};
 use romulus_machine::{Exit, Handle, Ports};
+use romulus_network::Mode;
 use romulus_protocol::{
     host::{self, Host},
     id::Incarnation,
@@ -139,6 +140,10 @@ pub struct Status {
     pub partner: Option<Incarnation>,
     /// The first full copy: pages done, pages in all.
     pub copied: Option<(u64, u64)>,
+    /// Which output is held.
+    pub mode: Mode,
+    /// Another mode is wanted that is not in force yet.
+    pub changes_mode: bool,
     /// Held output.
     pub output: OutputFigures,
     /// Input.
@@ -312,6 +317,8 @@ impl Engine {
             incarnation: self.incarnation,
             partner: self.node.partners().last().copied(),
             copied: (all > 0).then_some((done, all)),
+            mode: self.node.output.mode(),
+            changes_mode: self.node.changes_mode(),
             output: self.node.output.figures(),
             input: self.node.input.figures(),
             epochs: figures.epochs.load(Ordering::Relaxed),
@@ -340,6 +347,12 @@ impl Engine {
     /// backup would take the silence for a failure.
     pub fn stop(&self) {
         self.node.orders.push(Order::Stop);
+    }
+
+    /// From now on this output is held. If that decides whether any output is unheld, the machine loses its cover until the
+    /// other host has the same mode and is filled anew; it runs on meanwhile.
+    pub fn set_mode(&self, mode: Mode) {
+        self.node.set_mode(mode);
     }
 
     /// The operator accepts the loss of whatever the other host holds.

@@ -12,6 +12,7 @@ use crate::{
     phases::Phases,
 };
 use romulus_checkpoint::Staging;
+use romulus_network::Mode;
 use romulus_protocol::{
     host::{Action, Event, Host, Notice, Status},
     id::{Epoch, Incarnation, SessionId},
@@ -54,6 +55,8 @@ pub(crate) struct Node {
     offered: Mutex<Option<(SessionId, Incarnation)>>,
     /// The checkpoint that the host has accepted and that is still to be applied.
     accepted: Mutex<Option<(SessionId, Epoch)>>,
+    /// The mode that the operator wants, until it is in force.
+    wanted_mode: Mutex<Option<Mode>>,
     /// The epoch that has just been sealed, until it goes to its link.
     staged: Mutex<Option<Staging>>,
     /// Stagings that nobody uses at the moment.
@@ -110,6 +113,7 @@ impl Node {
             expected: Mutex::default(),
             offered: Mutex::default(),
             accepted: Mutex::default(),
+            wanted_mode: Mutex::default(),
             staged: Mutex::default(),
             spare: Mutex::default(),
             ending: AtomicBool::new(false),
@@ -142,6 +146,33 @@ impl Node {
     /// What the host says of itself.
     pub(crate) fn status(&self) -> Status {
         lock(&self.host).status()
+    }
+
+    /// The machine is to have this mode. Where it matters to the other host, the links are closed, and none is opened before the
+    /// mode is in force: until both hosts have it, the machine is not protected.
+    pub(crate) fn set_mode(&self, mode: Mode) {
+        let unheld = mode.leaves_unheld();
+        let (in_force, changing) = {
+            let host = lock(&self.host);
+            (host.unheld(), host.changes_mode())
+        };
+        if unheld == in_force && !changing {
+            self.output.set_mode(mode);
+            return;
+        }
+        *lock(&self.wanted_mode) = Some(mode);
+        self.handle(Event::Mode { unheld });
+        self.close_links();
+    }
+
+    /// Whether some output is not held.
+    pub(crate) fn unheld(&self) -> bool {
+        lock(&self.host).unheld()
+    }
+
+    /// Whether a mode is wanted that is not in force yet.
+    pub(crate) fn changes_mode(&self) -> bool {
+        lock(&self.host).changes_mode()
     }
 
     /// Whether the running epoch may end.
@@ -298,6 +329,12 @@ impl Node {
                 }
             }
             Action::Notice(notice) => self.notice(notice),
+            Action::Mode { .. } => {
+                if let Some(mode) = lock(&self.wanted_mode).take() {
+                    tracing::info!(mode = mode.name(), "the mode is in force");
+                    self.output.set_mode(mode);
+                }
+            }
             Action::End => self.orders.push(Order::End),
         }
     }

@@ -240,6 +240,18 @@ impl Output {
         sent
     }
 
+    /// Which output is held.
+    pub(crate) fn mode(&self) -> Mode {
+        self.lock().mode.clone()
+    }
+
+    /// From now on this output is held. What waits goes on waiting.
+    pub(crate) fn set_mode(&self, mode: Mode) {
+        let mut inner = self.lock();
+        inner.mode = mode;
+        inner.warned = false;
+    }
+
     /// Figures for people.
     pub(crate) fn figures(&self) -> OutputFigures {
         let inner = self.lock();

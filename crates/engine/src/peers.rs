@@ -103,6 +103,10 @@ impl Links {
 
     fn talk(&self, connection: Connection) {
         let closer = connection.closer();
+        if self.node.changes_mode() {
+            closer.close();
+            return;
+        }
         let (mut sender, mut receiver) = connection.split();
         let peer = match self.greet(&mut sender, &mut receiver) {
             Ok(Some(peer)) => peer,
@@ -142,12 +146,16 @@ impl Links {
         sender: &mut link::Sender,
         receiver: &mut Receiver,
     ) -> Result<Option<Incarnation>, LinkError> {
-        sender.send_message(&Message::Hello(self.hello.clone()))?;
+        let ours = Hello {
+            unheld: self.node.unheld(),
+            ..self.hello.clone()
+        };
+        sender.send_message(&Message::Hello(ours.clone()))?;
         let Message::Hello(hello) = receiver.receive()? else {
             tracing::error!("the other host does not introduce itself");
             return Ok(None);
         };
-        if let Err(mismatch) = self.hello.fits(&hello) {
+        if let Err(mismatch) = ours.fits(&hello) {
             let text = format!("the other host cannot be the partner: {mismatch}");
             tracing::error!("{text}");
             self.node.report(crate::Report::Notice(text));

@@ -101,6 +101,10 @@ guards! {
     DrainFirst,
     /// A closed connection shortens the wait only where nothing is unheld.
     ClosedOnlyHeld,
+    /// A runner changes its mode only when it is alone.
+    ModeAlone,
+    /// A backup goes by the mode in which its session began.
+    ModeOfSession,
     /// Heartbeats go over every path there is.
     EveryPath,
 }

@@ -123,6 +123,8 @@ pub enum Message {
         term: Term,
         /// The record's generation as the runner knows it; its heir is none in it.
         generation: Generation,
+        /// Whether the runner may pass output before its commit while this session lasts.
+        unheld: bool,
     },
     /// The backup has dropped what it held and is ready to be filled.
     Ready(SessionId),

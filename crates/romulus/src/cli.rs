@@ -32,6 +32,7 @@ pub(crate) enum Command {
     Console(Console),
     Status(Status),
     Promote(Promote),
+    Reload(Reload),
     Pair(Pair),
     Create(Create),
     Arbiter(Arbiter),
@@ -131,6 +132,24 @@ pub(crate) struct Promote {
     /// Confirm that newer state may be lost.
     #[arg(long, required = true)]
     pub(crate) accept_loss: bool,
+}
+
+/// Let a protected machine's process read its file again.
+///
+/// `mode`, `unsafe` and the `[[protection.flow]]` sections take effect while the machine runs; the command says whether
+/// anything else was changed, which takes a restart. Change the file on both hosts and run this on both: between `net`
+/// and the other modes the machine is not protected until both have it and the backup is filled anew.
+#[derive(Debug, Args)]
+#[command(
+    after_long_help = "Examples:\n  romulus reload registrar\n  romulus reload registrar --json | jq .cover_lost\n  systemctl reload romulus@registrar"
+)]
+pub(crate) struct Reload {
+    /// The machine's name, or its file.
+    #[arg(value_name = "NAME|FILE")]
+    pub(crate) machine: String,
+    /// For programs.
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 /// Show this host's identity; make it if there is none.

@@ -60,6 +60,32 @@ pub(crate) fn promote(args: &cli::Promote) -> Result<Code, Failure> {
     Ok(Code::Done)
 }
 
+/// `romulus reload`.
+pub(crate) fn reload(args: &cli::Reload) -> Result<Code, Failure> {
+    let name = machine_name(&args.machine)?;
+    let reloaded = Client::new(&RuntimeDir::of_user()?, &name)?.reload()?;
+    if args.json {
+        print_json(&reloaded)?;
+        return Ok(Code::Done);
+    }
+    let mode = &reloaded.mode;
+    if !reloaded.mode_changes {
+        println!("machine {name}: the mode is {mode}, as before");
+    } else if reloaded.cover_lost {
+        println!(
+            "machine {name}: the mode is to be {mode}; the machine is not protected until both hosts have it: run this on the other host, too"
+        );
+    } else {
+        println!("machine {name}: the mode is {mode} from now on; run this on the other host, too");
+    }
+    if reloaded.restart_needed {
+        println!(
+            "something else in the file was changed: that takes effect when `romulus run` is started anew"
+        );
+    }
+    Ok(Code::Done)
+}
+
 /// `romulus status`.
 pub(crate) fn status(args: &cli::Status) -> Result<Code, Failure> {
     let directory = RuntimeDir::of_user()?;

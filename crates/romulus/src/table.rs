@@ -140,7 +140,12 @@ fn cover(protection: &Protection, line: &mut impl FnMut(&str, String)) {
         "role",
         format!("{} on {}", protection.role, protection.host),
     );
-    line("mode", protection.mode.clone());
+    let changing = if protection.mode_changes {
+        ", another one waits for the arbiter and the end of this cover"
+    } else {
+        ""
+    };
+    line("mode", format!("{}{changing}", protection.mode));
     let reached = if protection.partner.is_some() {
         "connected"
     } else {

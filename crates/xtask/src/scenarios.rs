@@ -10,6 +10,7 @@ mod lifecycle;
 mod net;
 mod protect;
 mod protect_disk;
+mod protect_mode;
 mod protect_refused;
 mod sizes;
 
@@ -143,6 +144,7 @@ pub(crate) fn all() -> Vec<&'static Scenario> {
         faults::ALL,
         protect::ALL,
         protect_disk::ALL,
+        protect_mode::ALL,
         protect_refused::ALL,
     ]
     .into_iter()

@@ -127,6 +127,7 @@ impl World {
             session: session(number),
             term: term(),
             generation: Generation(3),
+            unheld: false,
         });
         assert_eq!(self.node.expected(), Some(session(number)));
         self.node.handle(Event::SidecarStored(true));

@@ -17,7 +17,7 @@ use super::Permit;
 pub struct Config {
     /// The machine.
     pub machine: MachineId,
-    /// Whether some output is not held (`split` and `no-net`).
+    /// Whether some output is not held (`split` and `no-net`), at the process's start.
     pub unheld: bool,
     /// Whether the machine file prefers this host for a new machine: the other waits longer
     /// before it claims from cold.
@@ -72,6 +72,12 @@ pub enum Event {
     Stop,
     /// The operator said `promote --accept-loss`.
     Promote,
+    /// The machine is to have another mode: whether some output is not held. The engine closes its links, so that no session
+    /// goes on in the old one, and opens none before [`Action::Mode`] says that it has the new one.
+    Mode {
+        /// As [`Config::unheld`].
+        unheld: bool,
+    },
 }
 
 /// What the engine knows of an epoch that has just ended. See [`crate::message::Checkpoint`].
@@ -112,6 +118,11 @@ pub enum Action {
     Arbiter(Request),
     /// Send to every partner over every path, at once, never behind bulk data.
     Heartbeat(Heartbeat),
+    /// The mode that [`Event::Mode`] wanted is in force: whether some output is not held.
+    Mode {
+        /// As [`Config::unheld`].
+        unheld: bool,
+    },
     /// Send on the link to this incarnation; if there is none, drop it.
     Send {
         /// The link's other end.

@@ -38,10 +38,12 @@ pub(super) struct Replica {
     stage: Stage,
     /// Whether the stream that fills it still can: false after a gap or a closed link.
     flows: bool,
+    /// Whether the runner may pass output before its commit while this session lasts.
+    unheld: bool,
 }
 
 impl Replica {
-    pub(super) fn new(session: SessionId, term: Term) -> Replica {
+    pub(super) fn new(session: SessionId, term: Term, unheld: bool) -> Replica {
         Replica {
             session,
             term,
@@ -49,6 +51,7 @@ impl Replica {
             released_through: Epoch(0),
             stage: Stage::Preparing,
             flows: true,
+            unheld,
         }
     }
 
@@ -90,13 +93,17 @@ impl Host {
             return;
         }
         let timing = &self.config.timing;
+        // As the runner said when it began, whatever this host's own file says by now.
+        let unheld = if self.guards.on(Guard::ModeOfSession) {
+            replica.unheld
+        } else {
+            self.config.unheld
+        };
         let may = match record.phase {
             // The replica must be the one that this runner filled and named.
             Phase::Running => {
                 (replica.session.runner == record.runner || !self.guards.on(Guard::SessionCommits))
-                    && self
-                        .detector
-                        .runner_failed(now, record.runner, self.config.unheld)
+                    && self.detector.runner_failed(now, record.runner, unheld)
             }
             Phase::Claimed => {
                 self.seat.stood(now) >= timing.t_c && self.guards.on(Guard::StaleClaim)

@@ -96,6 +96,8 @@ pub struct Host {
     unreachable: bool,
     /// What the arbiter's last answer had to complain about.
     trouble: Option<Notice>,
+    /// The mode that is wanted: whether some output is unheld.
+    wanted_mode: Option<bool>,
 }
 
 impl Host {
@@ -151,6 +153,7 @@ impl Host {
             protected: None,
             unreachable: false,
             trouble: None,
+            wanted_mode: None,
             config,
         };
         host.read(now);
@@ -175,6 +178,7 @@ impl Host {
             Event::Loaded(ok) => self.loaded(now, ok),
             Event::Stop => self.stop(now),
             Event::Promote => self.promote(now),
+            Event::Mode { unheld } => self.wanted_mode = Some(unheld),
         }
         self.settle(now);
     }
@@ -201,6 +205,16 @@ impl Host {
             Role::Primary(primary) => primary.may_seal(self.guards),
             _ => false,
         }
+    }
+
+    /// Whether some output is not held.
+    pub fn unheld(&self) -> bool {
+        self.config.unheld
+    }
+
+    /// Whether another mode is wanted that is not in force yet.
+    pub fn changes_mode(&self) -> bool {
+        self.wanted_mode.is_some()
     }
 
     /// What `romulus status` shows.
@@ -453,6 +467,7 @@ impl Host {
 
     /// After every event: say what may leave, and whether the machine is protected.
     fn settle(&mut self, now: Time) {
+        self.change_mode();
         self.publish();
         let protected = self.is_protected(now);
         if protected != self.protected.is_some() {

@@ -1,5 +1,6 @@
-//! What the operator says: stop, promote.
+//! What the operator says: stop, promote, another mode.
 
+use crate::guards::Guard;
 use crate::message::Message;
 use crate::record::{Phase, Right};
 use crate::sidecar::DiskState;
@@ -31,6 +32,23 @@ impl Host {
     pub(super) fn end(&mut self) {
         self.role = Role::Ended;
         self.act(Action::End);
+    }
+
+    /// Puts the wanted mode in force when nobody relies on the old one: a backup chooses by it how soon a closed connection is
+    /// a failure. A runner must be alone for that; on any other host it is about sessions to come.
+    pub(super) fn change_mode(&mut self) {
+        let Some(unheld) = self.wanted_mode else {
+            return;
+        };
+        let alone = match &self.role {
+            Role::Primary(primary) => !primary.fills() && self.is_alone(primary),
+            Role::Waiting(_) | Role::Backup(_) | Role::Frozen(_) | Role::Ended => true,
+        };
+        if alone || !self.guards.on(Guard::ModeAlone) {
+            self.wanted_mode = None;
+            self.config.unheld = unheld;
+            self.act(Action::Mode { unheld });
+        }
     }
 
     /// The operator accepts the loss of whatever the record's runner and heir hold.

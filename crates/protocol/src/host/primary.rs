@@ -88,6 +88,11 @@ impl Primary {
         (self.running.0 - 1).saturating_sub(received.0)
     }
 
+    /// Whether it fills a backup, or has filled one.
+    pub(super) fn fills(&self) -> bool {
+        self.session.is_some()
+    }
+
     pub(super) fn may_seal(&self, guards: Guards) -> bool {
         let Some(session) = &self.session else {
             return false;
@@ -334,6 +339,7 @@ impl Host {
             session: session.id,
             term: primary.term,
             generation,
+            unheld: self.config.unheld,
         };
         self.send(to, begin);
     }
@@ -345,8 +351,9 @@ impl Host {
                 session,
                 term,
                 generation,
+                unheld,
             } if session.runner == from => {
-                self.begin(now, session, term, generation);
+                self.begin(now, session, term, generation, unheld);
             }
             Message::Checkpoint(ref checkpoint) => self.checkpoint(from, checkpoint),
             Message::Ready(session) => {

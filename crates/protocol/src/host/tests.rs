@@ -352,6 +352,7 @@ fn a_backup_is_filled_whole_then_tried() {
         session,
         term,
         generation,
+        unheld: false,
     });
     assert!(begin.contains(&Action::Prepare(session)));
     let ready = Action::Send {

@@ -254,7 +254,12 @@ impl Host {
         session: SessionId,
         term: Term,
         generation: Generation,
+        unheld: bool,
     ) {
+        // The runner's mode is another one than this host's file says: one of the two is about to change.
+        if unheld != self.config.unheld {
+            return;
+        }
         let view = self.seat.view().copied();
         if view.is_some_and(|r| generation < r.generation || self.is_me(r.runner)) {
             return;
@@ -281,7 +286,7 @@ impl Host {
             self.seat.heard_of(generation);
             self.read(now);
         }
-        self.role = Role::Backup(Replica::new(session, term));
+        self.role = Role::Backup(Replica::new(session, term, unheld));
         self.act(Action::Prepare(session));
         if self.guards.on(Guard::ResyncMark) {
             let sidecar = self.coming_sidecar().resyncing();

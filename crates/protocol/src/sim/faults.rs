@@ -7,6 +7,8 @@ use super::{HOSTS, MS};
 /// One fault. Durations are in nanoseconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Fault {
+    /// The operator changes the mode in every host's file, one after the other.
+    Mode { unheld: bool },
     /// A host loses power and what its disk had not synced.
     PowerOff { host: usize, returns: u64 },
     /// A process is killed.

@@ -60,6 +60,8 @@ impl World<'_> {
             self.random.chance(15),
             !self.unheld || self.random.chance(60),
         );
+        let process = self.computers[host].process.as_ref();
+        let held = held || process.is_some_and(|process| !process.host.unheld());
         let Some(guest) = self.computers[host]
             .process
             .as_mut()

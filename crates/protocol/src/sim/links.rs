@@ -183,6 +183,11 @@ impl World<'_> {
         let (Some(x), Some(y)) = (&self.computers[a].process, &self.computers[b].process) else {
             return;
         };
+        // They would not greet each other, or not agree.
+        let refused = x.host.changes_mode() || y.host.changes_mode();
+        if refused || x.host.unheld() != y.host.unheld() {
+            return;
+        }
         let (x, y) = (x.me, y.me);
         self.connections += 1;
         let number = self.connections;

@@ -42,6 +42,22 @@ impl World<'_> {
         }
     }
 
+    /// The operator changes a host's file and tells its process.
+    pub(super) fn change_mode(&mut self, host: usize) {
+        let unheld = self.mode;
+        if self.now < self.computers[host].hung_until {
+            let at = self.computers[host].hung_until + MS;
+            return self.at(at, Happening::Mode { host });
+        }
+        self.computers[host].unheld = unheld;
+        if self.computers[host].process.is_none() {
+            return;
+        }
+        self.tell(|| format!("{host}: unheld is to be {unheld}"));
+        self.handle(host, Event::Mode { unheld });
+        self.reset(host);
+    }
+
     pub(super) fn heal(&mut self) {
         self.tell(|| "--- the faults stop ---".into());
         self.stage = Stage::Calm(self.now);
@@ -140,6 +156,12 @@ impl World<'_> {
                 }
                 for wait in [40, 200, 400] {
                     self.at(now + wait * MS, Happening::Promote { host });
+                }
+            }
+            Fault::Mode { unheld } => {
+                self.mode = unheld;
+                for host in 0..HOSTS {
+                    self.soon(0, 300 * MS, Happening::Mode { host });
                 }
             }
             Fault::LoadFails { host, lasts } => self.computers[host].load_fails_until = now + lasts,

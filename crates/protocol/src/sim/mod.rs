@@ -199,6 +199,8 @@ enum Happening {
     Closed { host: usize, life: u64, number: u64 },
     /// A fault begins.
     Fault(faults::Fault),
+    /// The operator changes the mode on one host.
+    Mode { host: usize },
     /// A process starts.
     Start { host: usize },
     /// The arbiter starts.

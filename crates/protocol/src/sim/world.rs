@@ -53,6 +53,8 @@ pub(super) struct Computer {
     pub(super) load_fails_until: u64,
     pub(super) sidecar_fails_until: u64,
     pub(super) off_for_good: bool,
+    /// The mode in this host's machine file: whether some output is unheld.
+    pub(super) unheld: bool,
     /// When it was last in any trouble of its own.
     pub(super) trouble: u64,
 }
@@ -64,7 +66,10 @@ pub(super) struct World<'a> {
     pub(super) counter: u64,
     pub(super) random: Random,
     pub(super) guards: Guards,
+    /// Some output may be unheld.
     pub(super) unheld: bool,
+    /// The mode that the operator wants: whether some output is unheld.
+    pub(super) mode: bool,
     pub(super) computers: Vec<Computer>,
     pub(super) network: Network,
     pub(super) streams: BTreeMap<u64, Stream>,
@@ -123,6 +128,8 @@ impl<'a> World<'a> {
                 load_fails_until: 0,
                 sidecar_fails_until: 0,
                 off_for_good: false,
+                // Decided below.
+                unheld: false,
                 trouble: 0,
             }
         });
@@ -134,6 +141,7 @@ impl<'a> World<'a> {
             counter: 0,
             guards,
             unheld: seed % 2 == 1,
+            mode: false,
             computers,
             network: Network::new(),
             streams: BTreeMap::new(),
@@ -153,12 +161,25 @@ impl<'a> World<'a> {
             trace,
             random,
         };
+        let first_mode = world.unheld && (!world.changes_mode(seed) || world.random.chance(50));
+        world.mode = first_mode;
+        for computer in &mut world.computers {
+            computer.unheld = first_mode;
+        }
         world.at(0, Happening::StartArbiter);
         for host in 0..HOSTS {
             let at = world.random.between(0, 20) * MS;
             world.at(at, Happening::Start { host });
             for b in host + 1..HOSTS {
                 world.at(5 * MS, Happening::Connect { a: host, b });
+            }
+        }
+        if world.changes_mode(seed) {
+            let mut unheld = first_mode;
+            for _ in 0..world.random.between(1, 4) {
+                unheld = !unheld;
+                let at = world.random.between(600 * MS, FAULTS_END - 900 * MS);
+                world.at(at, Happening::Fault(Fault::Mode { unheld }));
             }
         }
         for (at, fault) in Fault::schedule(&mut world.random, 600 * MS, FAULTS_END - 300 * MS) {
@@ -187,6 +208,11 @@ impl<'a> World<'a> {
         }
         self.outcome.at = self.now;
         self.outcome
+    }
+
+    /// Whether the operator changes the machine's mode in the run of this seed.
+    fn changes_mode(&self, seed: u64) -> bool {
+        self.unheld && seed % 4 == 3
     }
 
     pub(super) fn tell(&mut self, line: impl FnOnce() -> String) {
@@ -284,6 +310,7 @@ impl<'a> World<'a> {
                 self.closed(host, number);
             }
             Happening::Fault(fault) => self.fault(fault),
+            Happening::Mode { host } => self.change_mode(host),
             Happening::Start { host } => self.start(host),
             Happening::StartArbiter if self.arbiter.is_none() => {
                 self.tell(|| "arbiter starts".into());
@@ -333,7 +360,7 @@ impl<'a> World<'a> {
         };
         let config = Config {
             machine: MACHINE,
-            unheld: self.unheld,
+            unheld: self.computers[host].unheld,
             preferred: host == 0,
             timing: timing(self.guards),
         };

@@ -45,10 +45,12 @@ fn body(message: &Message, out: &mut Vec<u8>) {
             session,
             term,
             generation,
+            unheld,
         } => {
             out.session(*session);
             out.u64(term.0.0);
             out.u64(generation.0);
+            out.bool(*unheld);
         }
         Message::Part {
             session,
@@ -126,6 +128,7 @@ pub fn decode_message(bytes: &[u8]) -> Result<Message, WireError> {
             session: body.session()?,
             term: body.term()?,
             generation: body.generation()?,
+            unheld: body.bool()?,
         },
         Kind::Ready => Message::Ready(body.session()?),
         Kind::Part => Message::Part {

@@ -195,13 +195,14 @@ fn message() -> impl Strategy<Value = Message> {
                 })
             },
         );
-    let begin = (session(), any::<u64>(), any::<u64>()).prop_map(|(session, term, generation)| {
-        Message::Begin {
+    let begin = (session(), any::<u64>(), any::<u64>(), any::<bool>()).prop_map(
+        |(session, term, generation, unheld)| Message::Begin {
             session,
             term: Term(Generation(term)),
             generation: Generation(generation),
-        }
-    });
+            unheld,
+        },
+    );
     let part = (
         session(),
         any::<u64>(),

@@ -1,7 +1,7 @@
 //! Talks to a running machine's control interface.
 
 use super::{
-    model::{Ended, PhaseTiming, Refusal, Status, StopRequest},
+    model::{Ended, PhaseTiming, Refusal, Reloaded, Status, StopRequest},
     server::CONSOLE_PROTOCOL,
 };
 use crate::{
@@ -73,6 +73,13 @@ impl Client {
     pub(crate) fn promote(&self) -> Result<(), Failure> {
         self.call(Method::PUT, "/v1/promote", Bytes::new(), Some(ANSWER))?;
         Ok(())
+    }
+
+    /// Lets the machine's process read its file again.
+    pub(crate) fn reload(&self) -> Result<Reloaded, Failure> {
+        let body = self.call(Method::PUT, "/v1/reload", Bytes::new(), Some(ANSWER))?;
+        Ok(serde_json::from_slice(&body)
+            .context("the machine's answer is none that this version knows")?)
     }
 
     /// The latest console output.

@@ -66,6 +66,10 @@ pub(crate) struct Status {
 
 /// How a machine is protected, as this host sees it.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(
+    clippy::struct_excessive_bools,
+    reason = "each says something of its own"
+)]
 pub(crate) struct Protection {
     /// This host's name.
     pub(crate) host: String,
@@ -80,6 +84,9 @@ pub(crate) struct Protection {
     /// Which output is held: `net`, `split` or `no-net`.
     #[serde(default)]
     pub(crate) mode: String,
+    /// Another mode was asked for and is not in force yet.
+    #[serde(default)]
+    pub(crate) mode_changes: bool,
     /// The term of what runs or is held here.
     pub(crate) term: Option<u64>,
     /// The generation of the arbiter's record, as far as it is known.
@@ -208,6 +215,23 @@ impl Ended {
     }
 }
 
+/// What came of reading the machine file again.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(
+    clippy::struct_excessive_bools,
+    reason = "each says something of its own"
+)]
+pub(crate) struct Reloaded {
+    /// The mode that the file asks for.
+    pub(crate) mode: String,
+    /// It was another one before.
+    pub(crate) mode_changes: bool,
+    /// Until the other host has it, too, and is filled anew, the machine is not protected.
+    pub(crate) cover_lost: bool,
+    /// Something else differs from what is in force; that takes effect when the process is started anew.
+    pub(crate) restart_needed: bool,
+}
+
 /// Why something was not done.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Refusal {
@@ -236,6 +260,8 @@ pub(crate) enum Command {
     Resume(Reply<()>),
     /// Run the machine here although newer state may be lost.
     Promote(Reply<()>),
+    /// Read the machine file again.
+    Reload(Reply<Reloaded>),
 }
 
 /// Where an answer goes.

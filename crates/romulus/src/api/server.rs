@@ -1,6 +1,6 @@
 //! Serves the control interface from a thread of its own, which never holds the machine.
 
-use super::model::{Command, Control, Ended, Refusal, Reply, Status, StopRequest};
+use super::model::{Command, Control, Ended, Refusal, Reloaded, Reply, Status, StopRequest};
 use axum::{
     Json, Router,
     body::Bytes,
@@ -123,6 +123,7 @@ pub(crate) fn router<C: Control>(control: Arc<C>) -> Router {
         .route("/v1/pause", put(pause::<C>))
         .route("/v1/resume", put(resume::<C>))
         .route("/v1/promote", put(promote::<C>))
+        .route("/v1/reload", put(reload::<C>))
         .route("/v1/timing", get(timing::<C>))
         .route("/v1/console", get(console::<C>))
         .route("/v1/console/log", get(console_log::<C>))
@@ -166,6 +167,13 @@ async fn pause<C: Control>(State(control): State<Arc<C>>) -> Response {
 
 async fn promote<C: Control>(State(control): State<Arc<C>>) -> Response {
     nothing(ask(&*control, Command::Promote).await)
+}
+
+async fn reload<C: Control>(State(control): State<Arc<C>>) -> Response {
+    match ask::<Reloaded>(&*control, Command::Reload).await {
+        Ok(reloaded) => Json(reloaded).into_response(),
+        Err(refusal) => (StatusCode::CONFLICT, Json(refusal)).into_response(),
+    }
 }
 
 async fn timing<C: Control>(State(control): State<Arc<C>>) -> Response {

@@ -5,6 +5,7 @@ use crate::{
     config,
 };
 use romulus_engine::{Engine, PhaseTimes, Status};
+use romulus_network::Mode;
 use romulus_protocol::{host::RoleName, record::Phase};
 use std::{
     sync::{Mutex, PoisonError},
@@ -21,6 +22,8 @@ pub(super) trait Protector: Send + Sync {
     fn stop(&self);
     /// The operator lets this host run the machine.
     fn promote(&self);
+    /// Which output is held from now on.
+    fn set_mode(&self, mode: Mode);
     /// Waits until its threads have ended.
     fn join(&self);
 }
@@ -58,6 +61,10 @@ impl Protector for Real {
 
     fn promote(&self) {
         self.ask(Engine::promote);
+    }
+
+    fn set_mode(&self, mode: Mode) {
+        self.ask(|engine| engine.set_mode(mode));
     }
 
     fn join(&self) {
@@ -106,6 +113,8 @@ impl Cover {
         let Some(status) = status else {
             return protection;
         };
+        status.mode.name().clone_into(&mut protection.mode);
+        protection.mode_changes = status.changes_mode;
         let host = &status.host;
         let record = host.record.as_ref();
         role(host.role).clone_into(&mut protection.role);

@@ -7,6 +7,7 @@ mod protect;
 mod protected;
 #[cfg(test)]
 mod protected_tests;
+mod reload;
 mod shared;
 mod supervisor;
 #[cfg(test)]
@@ -109,7 +110,10 @@ pub(crate) fn run(args: &cli::Run) -> Result<Code, Failure> {
 
     let result = if let Some(part) = part {
         let start = protect::starter(&file, part, &hub)?;
-        Protected::new(Arc::clone(&shared), inbox, start, interactive).run()
+        // The working directory may be another one by then.
+        let path = std::path::absolute(&args.file).context("where the machine file lies")?;
+        let read = Box::new(move || MachineFile::load(&path));
+        Protected::new(Arc::clone(&shared), inbox, start, read, interactive).run()
     } else {
         let machine = file.machine.clone();
         let hub = Arc::clone(&hub);

@@ -6,12 +6,14 @@
 use super::{
     cover::{Cover, Protector},
     guest::Port,
+    reload::{self, Read},
     shared::Shared,
     supervisor::{self, End, Event, Step},
     waiters::Waiters,
 };
 use crate::{
-    api::model::{Command, Refusal, State},
+    api::model::{Command, Refusal, Reloaded, State},
+    config::{MachineFile, Protection},
     exit::{Code, Failure},
 };
 use romulus_engine::Ended as EngineEnded;
@@ -76,6 +78,10 @@ pub(super) struct Protected {
     shared: Arc<Shared>,
     inbox: Receiver<Event>,
     start: Start,
+    /// Reads the machine file again.
+    read: Read,
+    /// What is in force of it.
+    file: MachineFile,
     /// The console is a terminal: SIGHUP means that it is gone.
     interactive: bool,
     stage: Stage,
@@ -89,9 +95,12 @@ impl Protected {
         shared: Arc<Shared>,
         inbox: Receiver<Event>,
         start: Start,
+        read: Read,
         interactive: bool,
     ) -> Self {
         Self {
+            read,
+            file: shared.file.clone(),
             shared,
             inbox,
             start,
@@ -115,6 +124,9 @@ impl Protected {
         loop {
             let engine = (self.start)(self.shared.events.clone())?;
             self.shared.set_protector(Some(Arc::clone(&engine)));
+            if let Some(protection) = &self.file.protection {
+                engine.set_mode(protection.mode.clone());
+            }
             if matches!(self.stage, Stage::Up) {
                 self.shared.set_state(State::Standby);
             }
@@ -191,6 +203,11 @@ impl Protected {
                 self.waiters.add(reply);
                 return self.stop(engine, timeout);
             }
+            Command::Reload(reply) => {
+                // Who asked may have left.
+                let _ = reply.send(self.reload(engine));
+                return;
+            }
             Command::PowerButton(reply) => {
                 let pressed = self.press();
                 (
@@ -223,6 +240,23 @@ impl Protected {
         };
         // Who asked may have left.
         let _ = reply.send(result);
+    }
+
+    /// Reads the file again and puts its mode in force.
+    fn reload(&mut self, engine: &dyn Protector) -> Result<Reloaded, Refusal> {
+        let file = (self.read)().map_err(|error| Refusal::new(error.to_string()))?;
+        let (mode, reloaded) = reload::changes(&self.file, &file)?;
+        for warning in file.protection.iter().flat_map(Protection::warnings) {
+            tracing::warn!("{warning}");
+        }
+        if reloaded.mode_changes {
+            tracing::info!("the mode is to be {}", mode.name());
+            engine.set_mode(mode.clone());
+        }
+        if let Some(protection) = &mut self.file.protection {
+            protection.mode = mode;
+        }
+        Ok(reloaded)
     }
 
     /// Begins to stop in order. A second wish may shorten the time but not lengthen it.

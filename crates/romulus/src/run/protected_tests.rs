@@ -9,10 +9,12 @@ use super::{
 };
 use crate::{
     api::model::{Command, Control as _, Ended, Refusal, State},
+    config::MachineFile,
     exit::Code,
 };
 use romulus_engine::{Ended as EngineEnded, OutputFigures, PhaseTimes, Status};
 use romulus_machine::{Exit, Statistics};
+use romulus_network::Mode;
 use romulus_protocol::{
     host::{RoleName, Status as HostStatus},
     id::{Epoch, Generation, Incarnation, MachineId, Term},
@@ -21,6 +23,7 @@ use romulus_protocol::{
 };
 use signal_hook::consts::SIGTERM;
 use std::{
+    path::Path,
     sync::{
         Arc, Mutex,
         atomic::{AtomicU32, Ordering},
@@ -60,6 +63,8 @@ fn incarnation(number: u128) -> Incarnation {
 /// What an engine says that waits and has heard of nobody.
 fn waiting() -> Status {
     Status {
+        mode: Mode::Net,
+        changes_mode: false,
         input: romulus_engine::InputFigures::default(),
         host: HostStatus {
             role: RoleName::Waiting,
@@ -95,6 +100,7 @@ struct Engine {
     status: Mutex<Status>,
     stops: AtomicU32,
     promotes: AtomicU32,
+    modes: Mutex<Vec<&'static str>>,
     joins: AtomicU32,
     events: mpsc::Sender<Event>,
 }
@@ -140,6 +146,9 @@ impl Protector for EngineHandle {
     fn promote(&self) {
         self.0.promotes.fetch_add(1, Ordering::SeqCst);
     }
+    fn set_mode(&self, mode: Mode) {
+        self.0.modes.lock().unwrap().push(mode.name());
+    }
     fn join(&self) {
         self.0.joins.fetch_add(1, Ordering::SeqCst);
     }
@@ -154,13 +163,18 @@ fn start(keys: &str) -> (Running<Engine>, Arc<Engine>) {
                 status: Mutex::new(waiting()),
                 stops: AtomicU32::default(),
                 promotes: AtomicU32::default(),
+                modes: Mutex::default(),
                 joins: AtomicU32::default(),
                 events,
             });
             let _ = made.send(Arc::clone(&engine));
             Ok(Arc::new(EngineHandle(engine)) as Arc<dyn Protector>)
         };
-        Protected::new(shared, inbox, Box::new(start), false).run()
+        let read = Box::new(|| {
+            let text = FILE.replace("[protection]", "[protection]\nmode = \"split\"");
+            MachineFile::parse(&text, Path::new("machine.toml"), Path::new("/etc/romulus"))
+        });
+        Protected::new(shared, inbox, Box::new(start), read, false).run()
     });
     let engine = running.next_fake();
     running.wait_state(State::Standby);
@@ -417,5 +431,33 @@ fn status_tells_cover_as_it_is() {
     }
     running.send(Event::Force);
     engine.tell(News::Ended(EngineEnded::Stopped));
+    running.end();
+}
+
+#[test]
+fn a_file_that_is_read_again_gives_the_engine_its_mode() {
+    let (running, engine) = start("");
+    let reloaded = running.ask(Command::Reload).unwrap();
+    assert!(reloaded.mode_changes && reloaded.cover_lost && !reloaded.restart_needed);
+    assert_eq!(reloaded.mode, "split");
+    assert_eq!(*engine.modes.lock().unwrap(), ["net", "split"]);
+    let reloaded = running.ask(Command::Reload).unwrap();
+    assert!(!reloaded.mode_changes, "once");
+    assert_eq!(engine.modes.lock().unwrap().len(), 2);
+    running.send(Event::Signal(SIGTERM));
+    engine.tell(News::Ended(EngineEnded::Stopped));
+    running.end();
+}
+
+#[test]
+fn a_new_engine_has_the_mode_in_force() {
+    let (running, engine) = start("on_panic = \"restart\"");
+    running.ask(Command::Reload).unwrap();
+    engine.tell(News::Ended(EngineEnded::Guest(Exit::Panicked)));
+    let second = running.next_fake();
+    running.wait_state(State::Standby);
+    assert_eq!(*second.modes.lock().unwrap(), ["split"]);
+    running.send(Event::Signal(SIGTERM));
+    second.tell(News::Ended(EngineEnded::Stopped));
     running.end();
 }

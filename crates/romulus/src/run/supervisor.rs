@@ -201,6 +201,11 @@ impl Supervisor {
             Command::Pause(reply) => (reply, self.pause(guest)),
             Command::Resume(reply) => (reply, self.resume(guest)),
             Command::Promote(reply) => (reply, Err(Refusal::new(UNPROTECTED))),
+            Command::Reload(reply) => {
+                // Who asked may have left.
+                let _ = reply.send(Err(Refusal::new(UNPROTECTED)));
+                return Step::Continue;
+            }
         };
         // Who asked may have left.
         let _ = reply.send(result);

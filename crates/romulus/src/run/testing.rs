@@ -88,10 +88,10 @@ impl<T: Send + Sync + 'static> Running<T> {
     }
 
     /// Sends a command as the control interface does, and waits for its answer.
-    pub(super) fn ask(
+    pub(super) fn ask<A>(
         &self,
-        command: impl FnOnce(oneshot::Sender<Result<(), Refusal>>) -> Command,
-    ) -> Result<(), Refusal> {
+        command: impl FnOnce(oneshot::Sender<Result<A, Refusal>>) -> Command,
+    ) -> Result<A, Refusal> {
         let (reply, answer) = oneshot::channel();
         self.send(Event::Command(command(reply)));
         answer.blocking_recv().expect("an answer")

@@ -19,6 +19,10 @@ pub(crate) struct Status {
 /// The part about protection.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 pub(crate) struct Cover {
+    /// The mode in force.
+    pub(crate) mode: String,
+    /// Another one was asked for and is not in force yet.
+    pub(crate) mode_changes: bool,
     /// `waiting`, `backup`, `frozen`, `primary` or `ended`.
     pub(crate) role: String,
     /// The loss of the host that runs the machine is covered now.
@@ -123,7 +127,7 @@ mod tests {
             "state": state, "pid": 7, "restarts": 0, "more": [],
             "protection": {
                 "role": role, "protected": protected, "term": 3, "epoch": 12, "t_b_us": 100_000,
-                "copied": {"done": 1, "all": 2}, "dirty_pages_mean": 60, "sent_again_frames": 0, "given_again_frames": 0,
+                "copied": {"done": 1, "all": 2}, "mode": "net", "mode_changes": false, "dirty_pages_mean": 60, "sent_again_frames": 0, "given_again_frames": 0,
             },
         }))
         .unwrap()
