@@ -19,7 +19,7 @@ pub(crate) fn run(node: &Arc<Node>, arbiter: &OwnedFd) {
     raise_priority();
     let mut events = Vec::new();
     while !node.is_ending() {
-        wait(arbiter, node.sleep().min(SLEEP_MAX));
+        let answered = wait(arbiter, node.sleep().min(SLEEP_MAX));
         events.clear();
         {
             let mut paths = node.paths();
@@ -27,7 +27,7 @@ pub(crate) fn run(node: &Arc<Node>, arbiter: &OwnedFd) {
                 events.push(Event::Heartbeat(beat));
             }
         }
-        {
+        if answered {
             let mut arbiter = node.arbiter();
             while let Some(answer) = arbiter.receive() {
                 events.push(Event::Arbiter(answer));
@@ -39,14 +39,15 @@ pub(crate) fn run(node: &Arc<Node>, arbiter: &OwnedFd) {
     }
 }
 
-fn wait(socket: &OwnedFd, at_most: Duration) {
+/// Whether there is something to read.
+fn wait(socket: &OwnedFd, at_most: Duration) -> bool {
     let mut polled = [PollFd::new(socket, PollFlags::IN)];
     let timeout = Timespec {
         tv_sec: i64::try_from(at_most.as_secs()).unwrap_or(0),
         tv_nsec: i64::from(at_most.subsec_nanos()),
     };
-    // Interrupted or failed: the caller looks at everything in any case.
-    let _ = poll(&mut polled, Some(&timeout));
+    // Interrupted or failed: the caller looks.
+    poll(&mut polled, Some(&timeout)).map_or(true, |ready| ready > 0)
 }
 
 /// A busy host must not keep this thread from running: that would be a false alarm. Without the
