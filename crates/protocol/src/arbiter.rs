@@ -59,7 +59,11 @@ impl Request {
     ///
     /// # Errors
     /// Says why the request is refused.
-    pub fn decide(
+    pub fn decide(&self, record: Option<&Record>) -> Result<Option<Record>, Refusal> {
+        self.decide_by(record, Guards::default())
+    }
+
+    fn decide_by(
         &self,
         record: Option<&Record>,
         guards: Guards,
@@ -199,7 +203,7 @@ impl Arbiter {
             return;
         };
         let record = machine.record;
-        match request.decide(record.as_ref(), self.guards) {
+        match request.decide_by(record.as_ref(), self.guards) {
             Err(refusal) => self.answer(client, &request, record, Some(refusal)),
             Ok(None) => self.answer(client, &request, record, None),
             Ok(Some(next)) if self.guards.on(Guard::ArbiterDurable) => {
