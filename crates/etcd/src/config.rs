@@ -55,15 +55,19 @@ impl FromStr for Endpoint {
             }
         };
         let host = uri.host().unwrap_or_default();
+        let authority = uri.authority().map_or("", |authority| authority.as_str());
+        if authority.contains('@') {
+            return Err(EndpointError("user and password do not belong in here"));
+        }
+        if authority != host && uri.port_u16().is_none() {
+            return Err(EndpointError("its port is no number"));
+        }
         let host = host
             .strip_prefix('[')
             .and_then(|h| h.strip_suffix(']'))
             .unwrap_or(host);
         if host.is_empty() {
             return Err(EndpointError("this names no host"));
-        }
-        if uri.authority().is_some_and(|a| a.as_str().contains('@')) {
-            return Err(EndpointError("user and password do not belong in here"));
         }
         if !matches!(uri.path(), "" | "/") || uri.query().is_some() {
             return Err(EndpointError("there is something behind the port"));
@@ -334,6 +338,8 @@ mod tests {
             "https://203.0.113.21?x",
             "https://user:password@203.0.113.21",
             "https://203.0.113.21:port",
+            "https://203.0.113.21:",
+            "https://203.0.113.21:99999",
         ] {
             let error = text.parse::<Endpoint>().expect_err(text);
             assert!(error.to_string().contains("write https://"), "{error}");
