@@ -4,7 +4,7 @@
 //! nothing, so it may be asked as often as one likes. A change goes out once, over the connection
 //! that has just answered the read which it rests on. If anything at all goes wrong from then on,
 //! it may have been made, or be made later: no error that etcd knows says otherwise. (Even "no
-//! space" comes after the change was made.)
+//! space" may come after the change was made.)
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};

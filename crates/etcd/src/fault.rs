@@ -92,6 +92,8 @@ fn advice(message: &str, user: Option<&str>) -> String {
             "; check --etcd-user ({}) and the first line of --etcd-password-file",
             user.unwrap_or("none")
         )
+    } else if message.contains("database space exceeded") {
+        "; its database is full: see etcdctl alarm list, compact and defragment it, and say: etcdctl alarm disarm".to_owned()
     } else if message.contains("permission denied") {
         format!(
             "; let it in with: etcdctl role grant-permission ROLE --prefix=true readwrite PREFIX, and: etcdctl user grant-role {} ROLE",

@@ -172,7 +172,7 @@ fn an_arbiter_waits_for_its_etcd() {
     for number in 0..100 {
         client.send(&request(number, Ask::Read));
     }
-    let long = Duration::from_secs(5);
+    let long = Duration::from_secs(4);
     assert_eq!(heard(&mut client, long), None, "nobody knows");
     etcd.nodes[0].start();
     let mut number = 100;

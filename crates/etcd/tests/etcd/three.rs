@@ -15,7 +15,7 @@ use crate::node::{Nodes, is_here};
 use crate::running::{Running, ask, heard, me, request, run};
 
 /// Longer than an arbiter asks its etcd.
-const LONG: Duration = Duration::from_secs(5);
+const LONG: Duration = Duration::from_secs(4);
 /// How long a cluster may take to go on.
 const PATIENCE: Duration = Duration::from_mins(1);
 
