@@ -8,7 +8,8 @@ use std::thread;
 use std::time::Duration;
 
 use romulus_etcd::EtcdConfig;
-use romulus_protocol::arbiter::Ask;
+use romulus_protocol::arbiter::{Ask, Request};
+use romulus_protocol::id::MachineId;
 use romulus_protocol::record::Refusal;
 
 use crate::node::{Nodes, is_here};
@@ -28,7 +29,7 @@ enum Fate {
     CutAfter,
     /// etcd hears of it, and its answer never comes.
     Swallow,
-    /// etcd hears of it, and its answer stays on the way until changes may pass.
+    /// It stays on the way until changes may pass.
     Hold,
     /// etcd makes it and says that it has failed, as it does when its disk is full.
     Fail,
@@ -89,6 +90,9 @@ fn carry(mut client: TcpStream, node: SocketAddr, fate: &AtomicU8, met: &AtomicU
         if change && is(Fate::CutBefore) {
             break;
         }
+        while change && is(Fate::Hold) {
+            thread::sleep(Duration::from_millis(2));
+        }
         etcd.write_all(&asked).expect("sent");
         let Some(said) = message(&mut etcd) else {
             break;
@@ -98,9 +102,6 @@ fn carry(mut client: TcpStream, node: SocketAddr, fate: &AtomicU8, met: &AtomicU
         }
         if change && is(Fate::Swallow) {
             continue;
-        }
-        while change && is(Fate::Hold) {
-            thread::sleep(Duration::from_millis(2));
         }
         if change && is(Fate::Fail) {
             let body = r#"{"error":"etcdserver: mvcc: database space exceeded","message":"etcdserver: mvcc: database space exceeded","code":8}"#;
@@ -207,6 +208,45 @@ fn a_change_that_hangs_holds_up_nobody() {
     way.set(Fate::Pass);
     let made = answer(&mut one);
     assert_eq!((made.number, made.refusal), (2, None));
+    server.stop();
+}
+
+/// One machine's requests pile up; those beyond what may wait are as if lost, and another machine's
+/// has its place.
+#[test]
+fn one_machine_does_not_take_what_others_need() {
+    const MAY_WAIT: usize = 16;
+    if !is_here() {
+        return;
+    }
+    let nodes = Nodes::start(1);
+    let way = Way::to(nodes.nodes[0].address);
+    let server = Running::start(&way.config(&nodes)).expect("opened");
+    let mut client = server.client(0, 1);
+    assert_eq!(ask(&mut client, 1, Ask::Create), (1, Some(1), None));
+    way.set(Fate::Hold);
+    for number in 10..50 {
+        client.send(&request(number, run(1)));
+    }
+    let other = Request {
+        machine: MachineId(7),
+        ..request(50, Ask::Read)
+    };
+    client.send(&other);
+    // Datagrams are taken in their order: those before it wait now, or are gone.
+    assert_eq!(answer(&mut client).number, 50);
+    way.set(Fate::Pass);
+    let (mut made, mut stale) = (0, 0);
+    while let Some(answer) = heard(&mut client, LONG) {
+        match answer.refusal {
+            None => made += 1,
+            Some(refusal) => {
+                assert_eq!(refusal, Refusal::Generation);
+                stale += 1;
+            }
+        }
+    }
+    assert_eq!((made, stale), (1, MAY_WAIT - 1));
     server.stop();
 }
 
