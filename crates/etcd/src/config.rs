@@ -168,8 +168,8 @@ pub enum EtcdError {
         mode: u32,
     },
     /// etcd does not let the arbiter in, or not to its keys.
-    #[error("{0}")]
-    Refused(#[source] Fault),
+    #[error(transparent)]
+    Refused(Fault),
     /// The operating system refuses a thread or a descriptor.
     #[error("the arbiter cannot speak to etcd: {0}")]
     System(#[from] std::io::Error),
