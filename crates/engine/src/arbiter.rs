@@ -1,4 +1,5 @@
-//! The arbiter over the network: a host's [`Client`], and the [`Server`] with its durable store.
+//! The arbiter over the network: a host's [`Client`], and the [`Server`] in front of its
+//! [`Records`], which lie in a durable store of its own ([`Files`]) or elsewhere.
 //!
 //! One request is one UDP datagram, one answer another; whoever hears nothing asks again. Both
 //! carry a tag under a key that only this host and this arbiter share. In front of a request
@@ -14,6 +15,7 @@
 
 mod client;
 mod disk;
+mod records;
 mod server;
 mod store;
 #[cfg(test)]
@@ -24,6 +26,7 @@ use ring::digest::{SHA256, digest};
 use crate::identity::Public;
 
 pub use client::{Client, ClientError};
+pub use records::{Files, Outcome, Records, changed};
 pub use server::{Server, ServerConfig, ServerError};
 pub use store::StoreError;
 

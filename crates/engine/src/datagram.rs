@@ -18,7 +18,7 @@ use thiserror::Error;
 
 use crate::identity::Key;
 
-pub(crate) use limit::Limit;
+pub use limit::Limit;
 pub(crate) use socket::{LONGEST, Socket};
 
 /// Far longer than any heartbeat, in bytes.

@@ -20,6 +20,7 @@ mod recipe;
 mod run;
 mod suite;
 mod tree;
+mod unpacked;
 
 pub use cache::cache_dir;
 pub use guest::{GuestImage, GuestKind, build_guest, guest_names, guests_dir, verify_guest};
@@ -29,3 +30,4 @@ pub use packages::ensure_packages;
 pub use progress::{Progress, Step};
 pub use recipe::{Recipe, RecipeError};
 pub use suite::{Suite, UnknownSuite};
+pub use unpacked::unpacked;

@@ -53,6 +53,44 @@ pub struct Answer {
     pub refusal: Option<Refusal>,
 }
 
+impl Request {
+    /// What is to become of the record that stands: nothing for a read, else the record to store.
+    /// Whoever stores it must make sure that this record still stood when it did.
+    ///
+    /// # Errors
+    /// Says why the request is refused.
+    pub fn decide(&self, record: Option<&Record>) -> Result<Option<Record>, Refusal> {
+        self.decide_by(record, Guards::default())
+    }
+
+    fn decide_by(
+        &self,
+        record: Option<&Record>,
+        guards: Guards,
+    ) -> Result<Option<Record>, Refusal> {
+        match (&self.ask, record) {
+            (Ask::Read, _) => Ok(None),
+            (Ask::Create, None) => Ok(Some(Record::new(self.machine, self.from))),
+            (Ask::Create, Some(_)) => Err(Refusal::Exists),
+            (Ask::Change(..), None) => Err(Refusal::Absent),
+            (Ask::Change(right, change), Some(record)) => {
+                record.change(self.from, right, change, guards).map(Some)
+            }
+        }
+    }
+
+    /// Its answer.
+    pub fn answer(&self, record: Option<Record>, refusal: Option<Refusal>) -> Answer {
+        Answer {
+            machine: self.machine,
+            to: self.from,
+            number: self.number,
+            record,
+            refusal,
+        }
+    }
+}
+
 /// What the arbiter is told.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
@@ -165,22 +203,14 @@ impl Arbiter {
             return;
         };
         let record = machine.record;
-        let next = match (&request.ask, record) {
-            (Ask::Read, _) => return self.answer(client, &request, record, None),
-            (Ask::Create, None) => Ok(Record::new(request.machine, request.from)),
-            (Ask::Create, Some(_)) => Err(Refusal::Exists),
-            (Ask::Change(..), None) => Err(Refusal::Absent),
-            (Ask::Change(right, change), Some(record)) => {
-                record.change(request.from, right, change, self.guards)
-            }
-        };
-        match next {
+        match request.decide_by(record.as_ref(), self.guards) {
             Err(refusal) => self.answer(client, &request, record, Some(refusal)),
-            Ok(next) if self.guards.on(Guard::ArbiterDurable) => {
+            Ok(None) => self.answer(client, &request, record, None),
+            Ok(Some(next)) if self.guards.on(Guard::ArbiterDurable) => {
                 machine.storing = Some((next, client, request));
                 self.actions.push_back(Action::Store(next));
             }
-            Ok(next) => {
+            Ok(Some(next)) => {
                 machine.record = Some(next);
                 self.answer(client, &request, Some(next), None);
                 self.actions.push_back(Action::Store(next));
@@ -225,13 +255,7 @@ impl Arbiter {
         record: Option<Record>,
         refusal: Option<Refusal>,
     ) {
-        let answer = Answer {
-            machine: request.machine,
-            to: request.from,
-            number: request.number,
-            record,
-            refusal,
-        };
+        let answer = request.answer(record, refusal);
         self.actions.push_back(Action::Answer { client, answer });
     }
 }

@@ -90,6 +90,12 @@ pub enum Refusal {
     /// The arbiter has too many requests of this machine waiting.
     #[error("the arbiter is busy with this machine; ask again")]
     Busy,
+    /// What the arbiter holds of the machine is no record, so that it knows nothing: not that
+    /// there is none, either.
+    #[error(
+        "the arbiter cannot read its record of this machine; its log says what is wrong, and where"
+    )]
+    Damaged,
 }
 
 impl Record {

@@ -7,9 +7,10 @@ use crate::{
 };
 use anyhow::Context as _;
 use romulus_engine::{
-    arbiter::{Server, ServerConfig, ServerError},
+    arbiter::{Files, Records, Server, ServerConfig, ServerError},
     identity::{Public, Secret},
 };
+use romulus_etcd::{Etcd, EtcdConfig, EtcdError, User};
 use signal_hook::{
     consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM},
     flag,
@@ -20,21 +21,33 @@ use std::{
     io::Read as _,
     net::SocketAddr,
     os::unix::net::UnixStream,
-    path::Path,
+    path::{Path, PathBuf},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
 };
 
+/// What `--store` says when the records are in etcd. A directory of that name is `./etcd`.
+const ETCD: &str = "etcd";
+/// What the keys begin with.
+const PREFIX: &str = "/romulus/";
+
+/// Where the records are to be.
+enum Store {
+    Directory(PathBuf),
+    Etcd(EtcdConfig),
+}
+
 /// Answers until it is told to end.
 pub(crate) fn arbiter(args: &cli::Arbiter) -> Result<Code, Failure> {
+    let store = store(args)?;
     let secret = pair::load(&args.identity)?;
     let mut allowed = allowed(&args.allow)?;
     let mut signals = Watch::new().context("cannot watch signals")?;
     let mut listen = args.listen.clone();
     loop {
-        let server = open(args, listen, &secret, allowed.clone())?;
+        let server = open(&store, listen, &secret, allowed.clone())?;
         // A port that the system chose stays.
         listen = server.addresses().to_vec();
         let addresses: Vec<String> = server.addresses().iter().map(ToString::to_string).collect();
@@ -59,21 +72,53 @@ pub(crate) fn arbiter(args: &cli::Arbiter) -> Result<Code, Failure> {
     }
 }
 
+/// Reads the options.
+fn store(args: &cli::Arbiter) -> Result<Store, Failure> {
+    let etcd = &args.etcd;
+    if args.store != Path::new(ETCD) {
+        let given = [
+            ("--etcd-endpoint", !etcd.endpoints.is_empty()),
+            ("--etcd-prefix", etcd.prefix.is_some()),
+            ("--etcd-ca", etcd.ca.is_some()),
+            ("--etcd-cert", etcd.cert.is_some()),
+            ("--etcd-user", etcd.user.is_some()),
+            ("--etcd-plain", etcd.plain),
+        ];
+        if let Some((name, _)) = given.iter().find(|(_, given)| *given) {
+            return Err(anyhow::anyhow!(
+                "{name} says where the records are, and so does --store {}; write --store etcd, or leave {name} out",
+                args.store.display()
+            ))
+            .or_exit(Code::Config);
+        }
+        return Ok(Store::Directory(args.store.clone()));
+    }
+    let certificate = etcd.cert.clone().zip(etcd.key.clone());
+    let user = etcd.user.clone().zip(etcd.password_file.clone());
+    Ok(Store::Etcd(EtcdConfig {
+        endpoints: etcd.endpoints.clone(),
+        prefix: etcd.prefix.clone().unwrap_or_else(|| PREFIX.to_owned()),
+        ca: etcd.ca.clone(),
+        certificate,
+        user: user.map(|(name, password)| User { name, password }),
+        plain: etcd.plain,
+    }))
+}
+
 fn open(
-    args: &cli::Arbiter,
+    store: &Store,
     listen: Vec<SocketAddr>,
     secret: &Secret,
     allowed: Vec<Public>,
 ) -> Result<Server, Failure> {
     let config = ServerConfig {
         listen,
-        store: args.store.clone(),
+        records: records(store)?,
         secret: secret.clone(),
         allowed,
     };
     Server::open(config).map_err(|error| {
         let code = match &error {
-            ServerError::Store(_) => Code::CannotCreate,
             ServerError::Host { .. } | ServerError::Alike(..) => Code::Config,
             _ => Code::Unavailable,
         };
@@ -82,6 +127,17 @@ fn open(
             error: error.into(),
         }
     })
+}
+
+fn records(store: &Store) -> Result<Box<dyn Records + Send>, Failure> {
+    match store {
+        Store::Directory(path) => Ok(Box::new(Files::open(path).or_exit(Code::CannotCreate)?)),
+        Store::Etcd(config) => match Etcd::open(config) {
+            Ok(etcd) => Ok(Box::new(etcd)),
+            Err(error @ EtcdError::System(_)) => Err(error).or_exit(Code::Unavailable),
+            Err(error) => Err(error).or_exit(Code::Config),
+        },
+    }
 }
 
 /// Reads who is answered.

@@ -35,7 +35,7 @@ pub(crate) enum Command {
     Reload(Reload),
     Pair(Pair),
     Create(Create),
-    Arbiter(Arbiter),
+    Arbiter(Box<Arbiter>),
     Doctor(Doctor),
     Completions(Completions),
 }
@@ -198,14 +198,15 @@ pub(crate) struct Create {
 /// SIGHUP makes it read that file again.
 #[derive(Debug, Args)]
 #[command(
-    after_long_help = "Examples:\n  romulus arbiter --listen 203.0.113.9:7400 --store /var/lib/romulus-arbiter --identity /etc/romulus/identity --allow /etc/romulus/allowed\n  systemctl enable --now romulus-arbiter"
+    after_long_help = "Examples:\n  romulus arbiter --listen 203.0.113.9:7400 --store /var/lib/romulus-arbiter --identity /etc/romulus/identity --allow /etc/romulus/allowed\n  romulus arbiter --listen 203.0.113.9:7400 --store etcd --etcd-endpoint https://203.0.113.21:2379 --etcd-endpoint https://203.0.113.22:2379 --etcd-endpoint https://203.0.113.23:2379 --etcd-ca /etc/romulus/etcd-ca.pem --allow /etc/romulus/allowed\n  systemctl enable --now romulus-arbiter"
 )]
 pub(crate) struct Arbiter {
     /// UDP address to answer at; several may be given.
     #[arg(long, value_name = "ADDRESS", required = true)]
     pub(crate) listen: Vec<std::net::SocketAddr>,
-    /// Directory of the records.
-    #[arg(long, value_name = "DIR")]
+    /// Directory of the records; or the word `etcd`: they are in the etcd that the options --etcd-… tell of, and several
+    /// arbiters may serve them.
+    #[arg(long, value_name = "DIR|etcd")]
     pub(crate) store: PathBuf,
     /// File of the arbiter's secret, made by `romulus pair`.
     #[arg(long, value_name = "FILE", default_value = crate::config::IDENTITY)]
@@ -213,6 +214,39 @@ pub(crate) struct Arbiter {
     /// File of the hosts' public identities: one a line, `#` begins a comment.
     #[arg(long, value_name = "FILE")]
     pub(crate) allow: PathBuf,
+    #[command(flatten)]
+    pub(crate) etcd: Etcd,
+}
+
+/// What `--store etcd` needs.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "With --store etcd")]
+pub(crate) struct Etcd {
+    /// Where a node of etcd answers clients, such as `https://203.0.113.21:2379`; give all nodes of one cluster.
+    #[arg(long = "etcd-endpoint", value_name = "URL")]
+    pub(crate) endpoints: Vec<romulus_etcd::Endpoint>,
+    /// What the records' keys begin with [default: /romulus/].
+    #[arg(long = "etcd-prefix", value_name = "PREFIX")]
+    pub(crate) prefix: Option<String>,
+    /// File of the certificate (PEM) that signs those of etcd's nodes.
+    #[arg(long = "etcd-ca", value_name = "FILE")]
+    pub(crate) ca: Option<PathBuf>,
+    /// File of the arbiter's own certificate (PEM), where etcd asks for one.
+    #[arg(long = "etcd-cert", value_name = "FILE", requires = "key")]
+    pub(crate) cert: Option<PathBuf>,
+    /// File of that certificate's key (PEM); only its owner and group may read it.
+    #[arg(long = "etcd-key", value_name = "FILE", requires = "cert")]
+    pub(crate) key: Option<PathBuf>,
+    /// The arbiter's name, where etcd asks for a name and a password.
+    #[arg(long = "etcd-user", value_name = "NAME", requires = "password_file")]
+    pub(crate) user: Option<String>,
+    /// File whose first line is the password; only its owner and group may read it.
+    #[arg(long = "etcd-password-file", value_name = "FILE", requires = "user")]
+    pub(crate) password_file: Option<PathBuf>,
+    /// Allow http:// to other computers. Only where nobody else can reach etcd, or the way to it: who can, says who
+    /// runs every machine.
+    #[arg(long = "etcd-plain")]
+    pub(crate) plain: bool,
 }
 
 /// Check whether this host can run machines.

@@ -233,6 +233,10 @@ impl Court {
                     continue;
                 }
                 match answer.refusal {
+                    // It is an answer to nothing.
+                    Some(refusal @ Refusal::Damaged) => {
+                        return Err(anyhow::anyhow!("the arbiter refuses: {refusal}").into());
+                    }
                     // These may pass.
                     Some(refusal @ (Refusal::NotStored | Refusal::Busy)) => refused = Some(refusal),
                     _ => return Ok(answer),

@@ -1,13 +1,11 @@
-//! The server: one thread, one store.
+//! The server: one thread for the network, in front of the records.
 
 use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::AsFd;
-use std::path::PathBuf;
 
-use romulus_protocol::arbiter::{Action, Answer, Arbiter, Event};
-use romulus_protocol::record::Record;
+use romulus_protocol::arbiter::{Answer, Request};
 use romulus_protocol::wire::{decode_request, encode_answer};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
@@ -16,20 +14,18 @@ use thiserror::Error;
 use crate::datagram::{LONGEST, Limit, Socket};
 use crate::identity::{IdentityError, Key, Public, Secret};
 
-use super::disk::{Directory, Disk};
-use super::store::{Store, StoreError};
+use super::records::{Outcome, Records};
 use super::{NAME, Name, PURPOSE, name};
 
 /// The most datagrams taken from one socket before the others have their turn.
 const TURN: usize = 64;
 
 /// What an arbiter needs.
-#[derive(Debug)]
 pub struct ServerConfig {
     /// Where it listens (UDP).
     pub listen: Vec<SocketAddr>,
-    /// The directory of its store, which is made if it is not there.
-    pub store: PathBuf,
+    /// The records.
+    pub records: Box<dyn Records + Send>,
     /// Its secret.
     pub secret: Secret,
     /// The hosts that it answers. Nobody else is answered at all.
@@ -39,9 +35,6 @@ pub struct ServerConfig {
 /// Why an arbiter cannot start or go on.
 #[derive(Debug, Error)]
 pub enum ServerError {
-    /// The store.
-    #[error(transparent)]
-    Store(#[from] StoreError),
     /// A host's identity cannot be used.
     #[error("the host {host} cannot be allowed: {error}")]
     Host {
@@ -80,23 +73,28 @@ struct Asker {
     name: Name,
 }
 
-/// An arbiter with its store open and its sockets bound.
-#[derive(Debug)]
+/// An arbiter with its records open and its sockets bound.
 pub struct Server {
     sockets: Vec<Socket>,
     addresses: Vec<SocketAddr>,
-    court: Court<Directory>,
+    court: Court,
+}
+
+impl std::fmt::Debug for Server {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Server")
+            .field("addresses", &self.addresses)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Server {
-    /// Opens the store and listens. A store that is empty is a beginning: hosts notice records
-    /// that are absent or lower than those they know.
+    /// Listens.
     ///
     /// # Errors
-    /// When the store is damaged or another server's, or an address is not this computer's.
+    /// When an identity is unsafe, or an address is not this computer's.
     pub fn open(config: ServerConfig) -> Result<Server, ServerError> {
         let hosts = hosts(&config.secret, config.allowed)?;
-        let (store, records) = Store::open(&config.store)?;
         let (mut sockets, mut addresses) = (Vec::new(), Vec::new());
         for address in config.listen {
             let failed = |error| ServerError::Listen { address, error };
@@ -104,14 +102,10 @@ impl Server {
             addresses.push(socket.address().map_err(failed)?);
             sockets.push(socket);
         }
-        tracing::info!(
-            machines = records.len(), hosts = hosts.len(), store = %config.store.display(),
-            "the arbiter is open"
-        );
         Ok(Server {
             sockets,
             addresses,
-            court: Court::new(hosts, store, records),
+            court: Court::new(hosts, config.records),
         })
     }
 
@@ -119,6 +113,13 @@ impl Server {
     /// chose.
     pub fn addresses(&self) -> &[SocketAddr] {
         &self.addresses
+    }
+
+    /// Sends what answers there are.
+    fn tell(&mut self) {
+        let sockets = &self.sockets;
+        self.court
+            .tell(|bytes, to| sockets[to.socket].send(bytes, to.address));
     }
 
     /// Answers requests until `stop` becomes readable.
@@ -131,6 +132,8 @@ impl Server {
             let mut fds = vec![PollFd::new(&stop, PollFlags::IN)];
             let sockets = self.sockets.iter();
             fds.extend(sockets.map(|socket| PollFd::new(socket, PollFlags::IN)));
+            let news = self.court.records.news();
+            fds.extend(news.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)));
             match poll(&mut fds, None) {
                 Ok(_) | Err(Errno::INTR) => {}
                 Err(error) => return Err(ServerError::Wait(error.into())),
@@ -141,6 +144,7 @@ impl Server {
             for index in 0..self.sockets.len() {
                 self.turn(index, &mut buffer);
             }
+            self.tell();
         }
     }
 
@@ -148,11 +152,8 @@ impl Server {
         for _ in 0..TURN {
             match self.sockets[index].receive(buffer) {
                 Ok(Some((length, address))) => {
-                    let sockets = &self.sockets;
-                    self.court
-                        .hear(&buffer[..length], index, address, |bytes, to: Asker| {
-                            sockets[to.socket].send(bytes, to.address)
-                        });
+                    self.court.hear(&buffer[..length], index, address);
+                    self.tell();
                 }
                 Ok(None) => return,
                 // The network's opinion of an answer sent earlier.
@@ -180,43 +181,32 @@ fn hosts(secret: &Secret, allowed: Vec<Public>) -> Result<HashMap<Name, Host>, S
     Ok(hosts)
 }
 
-/// The arbiter, its store and those who may ask; without the network.
-#[derive(Debug)]
-pub(super) struct Court<D> {
+/// The records and those who may ask; without the network.
+struct Court {
     hosts: HashMap<Name, Host>,
-    arbiter: Arbiter,
-    store: Store<D>,
+    records: Box<dyn Records + Send>,
     askers: HashMap<u64, Asker>,
     next: u64,
     out: Vec<u8>,
     dropped: Limit,
-    unstored: Limit,
     unsent: Limit,
 }
 
-impl<D: Disk> Court<D> {
-    fn new(hosts: HashMap<Name, Host>, store: Store<D>, records: Vec<Record>) -> Court<D> {
+impl Court {
+    fn new(hosts: HashMap<Name, Host>, records: Box<dyn Records + Send>) -> Court {
         Court {
             hosts,
-            arbiter: Arbiter::new(records),
-            store,
+            records,
             askers: HashMap::new(),
             next: 0,
             out: Vec::new(),
             dropped: Limit::default(),
-            unstored: Limit::default(),
             unsent: Limit::default(),
         }
     }
 
-    /// Takes one datagram and does all that follows from it.
-    fn hear(
-        &mut self,
-        bytes: &[u8],
-        socket: usize,
-        address: SocketAddr,
-        mut send: impl FnMut(&[u8], Asker) -> io::Result<()>,
-    ) {
+    /// Takes one datagram.
+    fn hear(&mut self, bytes: &[u8], socket: usize, address: SocketAddr) {
         let Some((name, request)) = self.admit(bytes, address) else {
             return;
         };
@@ -230,23 +220,20 @@ impl<D: Disk> Court<D> {
                 name,
             },
         );
-        self.arbiter.handle(Event::Request { client, request });
-        while let Some(action) = self.arbiter.poll() {
-            match action {
-                Action::Store(record) => {
-                    let event = self.keep(&record);
-                    self.arbiter.handle(event);
-                }
-                Action::Answer { client, answer } => self.answer(client, &answer, &mut send),
+        self.records.ask(client, request);
+    }
+
+    /// Sends all answers that there are.
+    fn tell(&mut self, mut send: impl FnMut(&[u8], Asker) -> io::Result<()>) {
+        while let Some(Outcome { client, answer }) = self.records.outcome() {
+            let asker = self.askers.remove(&client);
+            if let (Some(asker), Some(answer)) = (asker, answer) {
+                self.answer(asker, &answer, &mut send);
             }
         }
     }
 
-    fn admit(
-        &mut self,
-        bytes: &[u8],
-        from: SocketAddr,
-    ) -> Option<(Name, romulus_protocol::arbiter::Request)> {
+    fn admit(&mut self, bytes: &[u8], from: SocketAddr) -> Option<(Name, Request)> {
         let named = bytes.split_first_chunk::<NAME>();
         let host = named.and_then(|(name, frame)| Some((name, frame, self.hosts.get(name)?)));
         let why = match host {
@@ -262,37 +249,12 @@ impl<D: Disk> Court<D> {
         None
     }
 
-    fn keep(&mut self, record: &Record) -> Event {
-        match self.store.store(record) {
-            Ok(()) => {
-                tracing::info!(
-                    machine = %record.machine, generation = %record.generation,
-                    runner = %record.runner, heir = ?record.heir, phase = ?record.phase,
-                    "the record has changed"
-                );
-                Event::Stored(record.machine)
-            }
-            Err(error) => {
-                if let Some(silenced) = self.unstored.event() {
-                    tracing::error!(
-                        machine = %record.machine, silenced,
-                        "a change is refused since it cannot be stored: {error}"
-                    );
-                }
-                Event::NotStored(record.machine)
-            }
-        }
-    }
-
     fn answer(
         &mut self,
-        client: u64,
+        asker: Asker,
         answer: &Answer,
         send: &mut impl FnMut(&[u8], Asker) -> io::Result<()>,
     ) {
-        let Some(asker) = self.askers.remove(&client) else {
-            return;
-        };
         let Some(host) = self.hosts.get(&asker.name) else {
             return;
         };

@@ -7,14 +7,14 @@ const PAUSE: Duration = Duration::from_secs(10);
 
 /// Lets one of many like events be logged now and then, and counts the others.
 #[derive(Debug, Default)]
-pub(crate) struct Limit {
+pub struct Limit {
     last: Option<Instant>,
     silenced: u64,
 }
 
 impl Limit {
     /// Whether this event may be logged: then how many before it were not.
-    pub(crate) fn event(&mut self) -> Option<u64> {
+    pub fn event(&mut self) -> Option<u64> {
         self.event_at(Instant::now())
     }
 

@@ -3,7 +3,7 @@
 use romulus_engine::{
     ArbiterAddress, Builder, Ended, Engine, HostAddress, Report, Settings, Shape, Status,
     WritableDisk,
-    arbiter::{Client, Server, ServerConfig},
+    arbiter::{Client, Files, Server, ServerConfig},
     identity::{Public, Secret},
     sidecar,
 };
@@ -162,7 +162,7 @@ impl Bench {
         let allowed: Vec<Public> = hosts.iter().map(|h| h.identity).collect();
         let server = Server::open(ServerConfig {
             listen: vec![arbiter.address],
-            store: directory.path().join("records"),
+            records: Box::new(Files::open(&directory.path().join("records")).expect("opened")),
             secret: judge,
             allowed,
         })

@@ -212,6 +212,10 @@ impl Seat {
     }
 
     pub(super) fn learn(&mut self, now: Time, answer: &Answer) -> News {
+        if answer.refusal == Some(Refusal::Damaged) {
+            // It says nothing of the record, so the question stands.
+            return News::None;
+        }
         self.unanswered = None;
         let known = self.view.map_or(self.floor, |r| r.generation);
         let lower = |record| {

@@ -411,3 +411,39 @@ fn promotion_needs_something_whole() {
     let claim = bench.give(Event::SidecarStored(true));
     assert_eq!(changes(&claim), [(None, Phase::Claimed)]);
 }
+
+#[test]
+fn an_arbiter_that_cannot_read_its_record_has_answered_nothing() {
+    let mut bench = Bench::protected();
+    let damaged = Answer {
+        machine: MACHINE,
+        to: incarnation(1),
+        number: u64::MAX,
+        record: None,
+        refusal: Some(Refusal::Damaged),
+    };
+    let mut said = Vec::new();
+    for _ in 0..20 {
+        bench.beat(Activity::Backup);
+        said.extend(bench.pass(200 * MS));
+        said.extend(bench.give(Event::Arbiter(damaged)));
+    }
+    let notices: Vec<_> = said
+        .iter()
+        .filter(|a| {
+            matches!(
+                a,
+                Action::Notice(
+                    Notice::RecordLost { .. } | Notice::Arbiter { .. } | Notice::Refused(_)
+                )
+            )
+        })
+        .collect();
+    assert_eq!(
+        notices,
+        [
+            &Action::Notice(Notice::Refused(Refusal::Damaged)),
+            &Action::Notice(Notice::Arbiter { answers: false })
+        ]
+    );
+}

@@ -125,7 +125,7 @@ pub fn decode_request<A: Authenticator>(bytes: &[u8], key: &A) -> Result<Request
     })
 }
 
-const REFUSALS: [Refusal; 7] = [
+const REFUSALS: [Refusal; 8] = [
     Refusal::Absent,
     Refusal::Exists,
     Refusal::Generation,
@@ -133,6 +133,7 @@ const REFUSALS: [Refusal; 7] = [
     Refusal::Shape,
     Refusal::NotStored,
     Refusal::Busy,
+    Refusal::Damaged,
 ];
 
 /// Appends an answer to `out`.

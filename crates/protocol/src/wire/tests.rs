@@ -101,6 +101,7 @@ fn answer() -> impl Strategy<Value = Answer> {
         Just(Refusal::Shape),
         Just(Refusal::NotStored),
         Just(Refusal::Busy),
+        Just(Refusal::Damaged),
     ];
     (
         any::<u128>(),

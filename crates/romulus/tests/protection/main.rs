@@ -1,5 +1,6 @@
 //! Identities, the arbiter, `create` and a takeover with the built binary, over 127.0.0.1. All but the takeover needs no KVM.
 
+mod etcd;
 mod site;
 mod takeover;
 
@@ -291,21 +292,32 @@ fn monitoring_learns_that_nothing_is_protected() {
 #[test]
 fn the_documents_show_the_commands_as_they_are() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
-    let unit = fs::read_to_string(root.join("packaging/systemd/romulus-arbiter.service")).unwrap();
-    let start = unit
-        .lines()
-        .find_map(|line| line.strip_prefix("ExecStart=/usr/bin/romulus "))
-        .expect("the unit starts romulus");
     let site = Site::new();
     let help = site.romulus(&["arbiter", "--help"]);
-    for option in start
-        .split_whitespace()
-        .filter(|word| word.starts_with("--"))
-    {
-        assert!(stdout(&help).contains(option), "{option}");
+    let options: Vec<&str> = stdout(&help)
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix("--")?.split(' ').next())
+        .filter(|option| option.chars().all(|c| c == '-' || c.is_ascii_lowercase()))
+        .filter(|option| *option != "help")
+        .collect();
+    assert!(options.contains(&"listen") && options.contains(&"etcd-ca"));
+    for file in ["romulus-arbiter.service", "romulus-arbiter-etcd.conf"] {
+        let unit = fs::read_to_string(root.join("packaging/systemd").join(file)).unwrap();
+        let mut starts = unit
+            .lines()
+            .filter(|line| line.contains("romulus arbiter --"));
+        assert!(starts.next().is_some(), "{file} starts no arbiter");
+        for word in unit.split_whitespace() {
+            if let Some(option) = word.trim_start_matches("#   ETCD=").strip_prefix("--") {
+                assert!(options.contains(&option), "{file}: --{option}");
+            }
+        }
     }
     let docs = fs::read_to_string(root.join("docs/arbiter.md")).unwrap();
-    for option in ["--listen", "--store", "--identity", "--allow"] {
-        assert!(docs.contains(option), "docs/arbiter.md lacks {option}");
+    for option in options {
+        assert!(
+            docs.contains(&format!("`--{option} ")) || docs.contains(&format!("`--{option}`")),
+            "docs/arbiter.md lacks --{option}"
+        );
     }
 }

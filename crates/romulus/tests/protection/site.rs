@@ -73,19 +73,23 @@ impl Site {
 
     /// Starts the arbiter and waits until it says where it answers.
     pub(crate) fn arbiter(&self, listen: SocketAddr) -> Running {
+        self.arbiter_with(listen, &["--store", "store"])
+    }
+
+    /// The same with other records.
+    pub(crate) fn arbiter_with(&self, listen: SocketAddr, store: &[&str]) -> Running {
         let listen = listen.to_string();
         let mut child = self
             .command(&[
                 "arbiter",
                 "--listen",
                 &listen,
-                "--store",
-                "store",
                 "--identity",
                 "keys/court",
                 "--allow",
                 "allowed",
             ])
+            .args(store)
             .stderr(Stdio::piped())
             .spawn()
             .expect("the arbiter starts");

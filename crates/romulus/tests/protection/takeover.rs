@@ -1,6 +1,7 @@
 //! A machine that outlives the process that runs it: two `romulus run`, an arbiter, and a guest of a few instructions.
 
-use super::site::{Site, UUID, any, code, stderr};
+use super::etcd::Node;
+use super::site::{Running, Site, UUID, any, code, stderr};
 use std::{
     fs::{self, File},
     io::Write as _,
@@ -185,19 +186,37 @@ impl<'s> Host<'s> {
     }
 }
 
+/// Whether machines can run here.
+fn has_kvm() -> bool {
+    let kvm = File::options().read(true).write(true).open("/dev/kvm");
+    if kvm.is_err() {
+        eprintln!("skipped: this computer has no KVM that may be used");
+    }
+    kvm.is_ok()
+}
+
 #[test]
 fn a_machine_outlives_the_process_that_runs_it() {
-    if File::options()
-        .read(true)
-        .write(true)
-        .open("/dev/kvm")
-        .is_err()
-    {
-        eprintln!("skipped: this computer has no KVM that may be used");
-        return;
+    if has_kvm() {
+        let site = Site::new();
+        let court = site.arbiter(any());
+        outlives(&site, &court);
     }
-    let site = Site::new();
-    let court = site.arbiter(any());
+}
+
+#[test]
+fn it_does_so_with_its_record_in_etcd() {
+    if has_kvm()
+        && let Some(node) = Node::start()
+    {
+        let site = Site::new();
+        let endpoint = node.endpoint();
+        let court = site.arbiter_with(any(), &["--store", "etcd", "--etcd-endpoint", &endpoint]);
+        outlives(&site, &court);
+    }
+}
+
+fn outlives(site: &Site, court: &Running) {
     fs::write(site.path("vmlinuz"), kernel()).unwrap();
     let addresses = [free(), free(), free(), free()].map(|address| address.to_string());
     for name in ["alba", "berta"] {
@@ -216,8 +235,8 @@ fn a_machine_outlives_the_process_that_runs_it() {
     let created = site.romulus(&["create", "alba.toml"]);
     assert_eq!(code(&created), 0, "{}", stderr(&created));
 
-    let alba = Host::run(&site, "alba");
-    let berta = Host::run(&site, "berta");
+    let alba = Host::run(site, "alba");
+    let berta = Host::run(site, "berta");
     alba.wait_protected();
     berta.wait_protected();
     assert_eq!(berta.status()["state"], "standby");
@@ -240,7 +259,7 @@ fn a_machine_outlives_the_process_that_runs_it() {
     assert_eq!(code(&berta.ask(&["status", "--require-protected"])), 1);
 
     // The host that returns becomes the backup by itself.
-    let mut alba = Host::run(&site, "alba");
+    let mut alba = Host::run(site, "alba");
     berta.wait_protected();
     assert_eq!(alba.status()["protection"]["role"], "backup");
 

@@ -3,8 +3,12 @@
 use super::tally::{Tally, print_line};
 use crate::compile::cargo;
 use anyhow::{Context as _, Result};
-use images::{Progress, ensure_packages};
+use images::{Progress, Suite, ensure_packages, unpacked};
 use std::{
+    env,
+    ffi::OsString,
+    iter,
+    path::PathBuf,
     process::{Command, Output, Stdio},
     time::Instant,
 };
@@ -18,6 +22,9 @@ const COMPARED_WITH: [&str; 6] = [
     "openssl",
     "xz-utils",
 ];
+
+/// The Debian package of which native tests start the program. It brings a service, so it is unpacked and not installed.
+const STARTED: &str = "etcd-server";
 
 /// One check.
 pub(super) struct Check {
@@ -151,8 +158,15 @@ fn dependencies() -> Result<Verdict> {
 }
 
 fn native() -> Result<Verdict> {
-    ensure_packages(&COMPARED_WITH, &Progress::new())?;
-    let output = output(cargo().args(["test", "--workspace", "--quiet", "--no-fail-fast"]))?;
+    let progress = Progress::new();
+    ensure_packages(&COMPARED_WITH, &progress)?;
+    let started = unpacked(STARTED, Suite::Bookworm, &progress)?.join("usr/bin");
+    let output = output(cargo().env("PATH", path_with(started)?).args([
+        "test",
+        "--workspace",
+        "--quiet",
+        "--no-fail-fast",
+    ]))?;
     let said = text(&output);
     let (passed, mut failed) = count_tests(&said);
     if !output.status.success() && failed == 0 {
@@ -165,6 +179,13 @@ fn native() -> Result<Verdict> {
         remark: format!("{passed} passed, {failed} failed"),
         output: said,
     })
+}
+
+/// Where programs are looked for, with `folder` before all others.
+fn path_with(folder: PathBuf) -> Result<OsString> {
+    let path = env::var_os("PATH").unwrap_or_default();
+    let folders = iter::once(folder).chain(env::split_paths(&path));
+    env::join_paths(folders).context("the cache's path has a colon in it")
 }
 
 /// Whether cargo-deny failed only because it could not get the advisories.

@@ -1,3 +1,4 @@
+use std::error::Error;
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::path::Path;
 use std::thread::{self, JoinHandle};
@@ -11,7 +12,7 @@ use romulus_protocol::record::{Change, Phase, Refusal, Right};
 use romulus_protocol::wire::encode_request;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 
-use super::super::{Client, PURPOSE, Server, ServerConfig, ServerError, name};
+use super::super::{Client, Files, PURPOSE, Server, ServerConfig, ServerError, StoreError, name};
 use crate::identity::Secret;
 
 const MACHINE: MachineId = MachineId(0xfeed);
@@ -36,7 +37,7 @@ impl Running {
         let here = (Ipv4Addr::LOCALHOST, 0).into();
         let server = Server::open(ServerConfig {
             listen: vec![here, here],
-            store: store.to_owned(),
+            records: Box::new(Files::open(store).expect("opened")),
             secret: secret(100),
             allowed: vec![*secret(1).public(), *secret(2).public()],
         });
@@ -237,18 +238,21 @@ fn what_cannot_be_stored_is_refused() {
 fn a_server_that_cannot_be_right_does_not_start() {
     let dir = tempfile::tempdir().expect("a directory");
     let open = |listen: &str| {
-        Server::open(ServerConfig {
+        Ok::<_, Box<dyn Error>>(Server::open(ServerConfig {
             listen: vec![listen.parse().expect("an address")],
-            store: dir.path().to_owned(),
+            records: Box::new(Files::open(dir.path())?),
             secret: secret(100),
             allowed: Vec::new(),
-        })
+        })?)
     };
     let error = open("192.0.2.1:0").expect_err("another computer's address");
-    assert!(matches!(error, ServerError::Listen { .. }), "{error}");
+    assert!(
+        matches!(error.downcast_ref(), Some(ServerError::Listen { .. })),
+        "{error}"
+    );
     let running = open("127.0.0.1:0").expect("opened");
     let error = open("127.0.0.1:0").expect_err("the store is taken");
-    assert!(matches!(error, ServerError::Store(_)), "{error}");
+    assert!(error.is::<StoreError>(), "{error}");
     drop(running);
     std::fs::write(dir.path().join("x"), "x").expect("written");
     let error = open("127.0.0.1:0").expect_err("a foreign file");
