@@ -220,13 +220,18 @@ impl Write for Writer {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::{thread, time::Instant};
+    use std::{
+        sync::atomic::{AtomicUsize, Ordering},
+        thread,
+        time::Instant,
+    };
 
     #[test]
     fn the_sink_gets_every_byte_in_order() {
         let hub = Hub::new(true);
+        let taken = Arc::<AtomicUsize>::default();
         let sink = {
-            let hub = Arc::clone(&hub);
+            let (hub, taken) = (Arc::clone(&hub), Arc::clone(&taken));
             thread::spawn(move || {
                 let (mut all, mut buffer) = (Vec::new(), Vec::new());
                 loop {
@@ -234,6 +239,7 @@ mod tests {
                         Next::Write { missed } => {
                             assert_eq!(missed, 0);
                             all.extend_from_slice(&buffer);
+                            taken.store(all.len(), Ordering::Release);
                         }
                         Next::Reopen => {}
                         Next::End => return all,
@@ -247,6 +253,11 @@ mod tests {
             let line = format!("line {number}\r\n");
             writer.write_all(line.as_bytes()).unwrap();
             expected.extend_from_slice(line.as_bytes());
+            // A computer that keeps the sink from running would be a sink that is stuck.
+            while expected.len() - taken.load(Ordering::Acquire) > RING_SIZE / 2 {
+                assert!(!sink.is_finished(), "the sink gave up");
+                thread::yield_now();
+            }
         }
         hub.close();
         assert!(sink.join().unwrap() == expected);
