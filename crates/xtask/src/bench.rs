@@ -3,6 +3,7 @@
 mod contender;
 mod engine;
 pub(crate) mod machine;
+mod peers;
 mod protection;
 
 use anyhow::Result;
@@ -24,6 +25,8 @@ enum Bench {
     Engine(engine::Args),
     /// A protected machine: what protection costs, and power cuts under load
     Protection(protection::Args),
+    /// Romulus beside what others offer: QEMU COLO, and two Kamailios with keepalived
+    Peers(peers::Args),
 }
 
 /// Runs a measurement.
@@ -35,5 +38,6 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         Bench::Machine(args) => machine::run(args),
         Bench::Engine(args) => engine::run(args),
         Bench::Protection(args) => protection::run(args),
+        Bench::Peers(args) => peers::run(args),
     }
 }
