@@ -45,6 +45,11 @@ impl Image {
         recipe: "registrar-keepalived",
         ..Self::REGISTRAR_12
     };
+    /// No guest, but the files of Debian 13's QEMU.
+    pub(crate) const QEMU_13: Self = Self {
+        recipe: "qemu",
+        ..Self::REGISTRAR_13
+    };
     /// Kamailio on Debian 12, on a disk.
     pub(crate) const REGISTRAR_12_DISK: Self = Self {
         on_disk: true,

@@ -20,6 +20,7 @@ use crate::{
     },
 };
 use anyhow::{Context as _, Result};
+use colo::Release;
 use contender::{Contender, Running};
 use cut::Crossed;
 use images::Progress;
@@ -36,6 +37,9 @@ pub(crate) struct Args {
     /// Measure these contenders only, such as "net,colo"
     #[arg(long, value_enum, value_name = "CONTENDER", value_delimiter = ',')]
     only: Vec<Contender>,
+    /// Whose QEMU runs COLO
+    #[arg(long, value_enum, value_name = "RELEASE", default_value_t = Release::Debian13)]
+    colo: Release,
     /// Print one JSON object on standard output and nothing else there
     #[arg(long)]
     json: bool,
@@ -57,7 +61,11 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let assets = lab::inside(|| {
         let wanted = Wanted {
             audit: false,
-            images: &[Image::REGISTRAR_12, Image::REGISTRAR_KEEPALIVED_12],
+            images: &[
+                Image::REGISTRAR_12,
+                Image::REGISTRAR_KEEPALIVED_12,
+                Image::QEMU_13,
+            ],
         };
         Assets::prepare(wanted, &Progress::new())
     })?;
@@ -79,7 +87,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
             crossed: None,
         };
         let folder = logs.join(contender.word());
-        if let Err(error) = measure(&lab, &assets, &mut peer, args.quick, &folder, &progress) {
+        if let Err(error) = measure(&lab, &assets, &mut peer, args, &folder, &progress) {
             broken = true;
             progress.note(format!(
                 "{} can't be measured: {error:#} (logs: {})",
@@ -112,15 +120,18 @@ fn measure(
     lab: &Lab,
     assets: &Assets,
     peer: &mut Peer,
-    quick: bool,
+    args: &Args,
     logs: &Path,
     progress: &Progress,
 ) -> Result<()> {
     let name = peer.contender.name();
     let step = progress.step(format!("{name}: starting"));
-    let mut running = Running::start(peer.contender, lab, assets)?;
-    step.done(format!("{name}: it answers"));
-    let measured = measure_running(lab, &mut running, peer, quick, progress);
+    let mut running = Running::start(peer.contender, lab, assets, args.colo)?;
+    step.done(match &running {
+        Running::Colo(colo) => format!("{name}: it answers, QEMU {}", colo.version),
+        _ => format!("{name}: it answers"),
+    });
+    let measured = measure_running(lab, &mut running, peer, args.quick, progress);
     if measured.is_err() {
         running.keep_logs(logs)?;
     }

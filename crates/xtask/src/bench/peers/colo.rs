@@ -3,7 +3,7 @@
 
 use super::qmp::Qmp;
 use crate::{
-    assets::Guest,
+    assets::{Assets, Guest, Image},
     bench::contender::{QEMU_CONSOLE, QEMU_MESSAGES, make_tap, qemu},
     machine_file::FIRST_GUEST,
     machine_host, options, process, sipp,
@@ -28,12 +28,26 @@ const CHECKPOINT_MS: u32 = 1000;
 /// How long the guest may take to come up, and the two to run as one.
 const UP_WITHIN: Duration = Duration::from_mins(2);
 
+/// Where another QEMU than the host's own lies in a host, with its own libraries.
+const ROOT: &str = "/opt/qemu";
+
+/// Whose QEMU is taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(super) enum Release {
+    /// Debian 12's, which lab hosts have anyway.
+    Debian12,
+    /// Debian 13's.
+    Debian13,
+}
+
 /// The two. The first is the primary.
 pub(super) struct Colo<'lab> {
     pub(super) lab: &'lab Lab,
     /// Dropping one ends it.
     machines: Vec<Remote>,
     secondary: Qmp,
+    /// Of its QEMU.
+    pub(super) version: String,
 }
 
 impl<'lab> Colo<'lab> {
@@ -41,14 +55,29 @@ impl<'lab> Colo<'lab> {
     ///
     /// # Errors
     /// They don't get there.
-    pub(super) fn start(lab: &'lab Lab, guest: &Guest) -> Result<Self> {
+    pub(super) fn start(
+        lab: &'lab Lab,
+        assets: &Assets,
+        guest: &Guest,
+        release: Release,
+    ) -> Result<Self> {
         let (first, second) = (lab.host(1), lab.host(2));
+        let prefix = match release {
+            Release::Debian12 => String::new(),
+            Release::Debian13 => {
+                for host in [first, second] {
+                    place_qemu(host, assets.guest(Image::QEMU_13)?)?;
+                }
+                format!("chroot {ROOT} ")
+            }
+        };
         let primary = first.address(Network::Replication);
         // The header with which virtio's frames go through all filters.
         let header = "vnet_hdr_support=on";
         let primary_machine = start(
             first,
             guest,
+            &prefix,
             &format!(
                 "-chardev socket,id=to-secondary,host={primary},port={INPUT_PORT},server=on,wait=off \
                  -chardev socket,id=from-secondary,host={primary},port={OUTPUT_PORT},server=on,wait=off \
@@ -76,6 +105,7 @@ impl<'lab> Colo<'lab> {
         let secondary_machine = start(
             second,
             guest,
+            &prefix,
             &format!(
                 "-chardev socket,id=input,host={primary},port={INPUT_PORT},reconnect=1 \
                  -chardev socket,id=output,host={primary},port={OUTPUT_PORT},reconnect=1 \
@@ -90,7 +120,10 @@ impl<'lab> Colo<'lab> {
             lab,
             machines: vec![primary_machine, secondary_machine],
             secondary: Qmp::open(second, SOCKET)?,
+            version: String::new(),
         };
+        let version = colo.secondary.execute("query-version", &json!({}))?;
+        colo.version = version_text(&version);
         colo.join(&mut Qmp::open(first, SOCKET)?)?;
         options::answers(lab.client(), sipp::sip(FIRST_GUEST), UP_WITHIN)?;
         Ok(colo)
@@ -134,7 +167,31 @@ impl<'lab> Colo<'lab> {
     }
 }
 
-fn start(host: &Host, guest: &Guest, more: &str) -> Result<Remote> {
+/// Unpacks a QEMU of another release in a host; what it works with is the host's own.
+fn place_qemu(host: &Host, files: &Guest) -> Result<()> {
+    const PACKED: &str = "/var/tmp/qemu.cpio";
+    host.push(&files.initrd, PACKED)?;
+    host.sh(&format!(
+        "mkdir -p {ROOT} /guests /var/log; cd {ROOT}; cpio -idu < {PACKED} 2>/dev/null; rm {PACKED}; \
+         for place in dev proc sys run guests var/log; do mkdir -p $place; mount --bind /$place $place; done"
+    ))
+    .context("unpacking QEMU in the host")?;
+    Ok(())
+}
+
+/// What `query-version` answers, for people.
+fn version_text(answer: &Value) -> String {
+    let number = |name: &str| answer["qemu"][name].as_u64().unwrap_or(0);
+    format!(
+        "{}.{}.{} ({})",
+        number("major"),
+        number("minor"),
+        number("micro"),
+        answer["package"].as_str().unwrap_or("unknown")
+    )
+}
+
+fn start(host: &Host, guest: &Guest, prefix: &str, more: &str) -> Result<Remote> {
     let folder = machine_host::place_guest(host, guest)?;
     host.sh("mkdir -p /var/log/romulus")?;
     make_tap(host)?;
@@ -142,11 +199,27 @@ fn start(host: &Host, guest: &Guest, more: &str) -> Result<Remote> {
     host.spawn(&[
         "sh",
         "-c",
-        &format!("exec {command} -qmp unix:{SOCKET},server=on,wait=off {more} 2>>{QEMU_MESSAGES}"),
+        &format!(
+            "exec {prefix}{command} -qmp unix:{SOCKET},server=on,wait=off {more} 2>>{QEMU_MESSAGES}"
+        ),
     ])
     .context("starting QEMU in the host")
 }
 
 fn is_mode(status: &Value, mode: &str) -> bool {
     status["mode"] == mode
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{is_mode, version_text};
+    use serde_json::json;
+
+    #[test]
+    fn the_version_names_the_package() {
+        let answer = json!({"qemu": {"micro": 2, "minor": 0, "major": 10}, "package": "Debian 1:10.0.2+ds-2"});
+        assert_eq!(version_text(&answer), "10.0.2 (Debian 1:10.0.2+ds-2)");
+        assert!(is_mode(&json!({"mode": "primary"}), "primary"));
+        assert!(!is_mode(&json!({"mode": "none"}), "primary"));
+    }
 }

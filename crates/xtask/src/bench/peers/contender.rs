@@ -1,6 +1,9 @@
 //! Those compared, and how each is started and loses its host.
 
-use super::{colo::Colo, keepalived::Keepalived};
+use super::{
+    colo::{Colo, Release},
+    keepalived::Keepalived,
+};
 use crate::{
     assets::{Assets, Image},
     bench::contender::{self as single, Stable, Up},
@@ -113,6 +116,7 @@ impl<'lab> Running<'lab> {
         contender: Contender,
         lab: &'lab Lab,
         assets: &'lab Assets,
+        colo: Release,
     ) -> Result<Self> {
         let guest = assets.guest(Image::REGISTRAR_12)?;
         let single = |kind| {
@@ -139,7 +143,7 @@ impl<'lab> Running<'lab> {
             Contender::Net => pair("net"),
             Contender::Split => pair("split"),
             Contender::NoNet => pair("no-net"),
-            Contender::Colo => Colo::start(lab, guest).map(Self::Colo),
+            Contender::Colo => Colo::start(lab, assets, guest, colo).map(Self::Colo),
             Contender::Keepalived => keepalived("1"),
             Contender::KeepalivedFast => keepalived("0.2"),
         }

@@ -97,7 +97,7 @@ fn measures(peers: &[Peer]) -> Vec<Measure> {
         Measure::new("cut: contacts acknowledged", "", |peer| {
             count(peer.crossed.as_ref()?.acknowledged)
         }),
-        Measure::new("cut: of these lost", "", |peer| {
+        Measure::new("cut: contacts lost", "", |peer| {
             count(peer.crossed.as_ref()?.lost)
         }),
         Measure::new("cut: time to the first answer", "ms", |peer| {
@@ -107,13 +107,15 @@ fn measures(peers: &[Peer]) -> Vec<Measure> {
     for (index, name) in ["UDP", "TCP"].into_iter().enumerate() {
         all.extend([
             Measure::new(
-                format!("cut: calls that rang, {name}"),
+                format!("cut: calls that rang over {name}"),
                 "",
                 move |peer: &Peer| Some(f64::from(peer.crossed.as_ref()?.calls[index].rang)),
             ),
-            Measure::new("cut: of these kept", "", move |peer: &Peer| {
-                Some(f64::from(peer.crossed.as_ref()?.calls[index].kept))
-            }),
+            Measure::new(
+                format!("cut: calls kept over {name}"),
+                "",
+                move |peer: &Peer| Some(f64::from(peer.crossed.as_ref()?.calls[index].kept)),
+            ),
         ]);
     }
     all
@@ -340,7 +342,7 @@ mod tests {
         assert_eq!(line("|  ")[2..4], ["romulus net", "QEMU COLO"]);
         assert_eq!(line("| 5 REGISTER/s: response p50")[2..4], ["20", "400"]);
         assert_eq!(line("| 20 REGISTER/s: response p50")[2..4], ["20", "–"]);
-        assert_eq!(line("| cut: of these lost")[2..4], ["0", "–"]);
+        assert_eq!(line("| cut: contacts lost")[2..4], ["0", "–"]);
         let count = table.lines().count() - 2;
         assert_eq!(rows(&peers).len(), 2 * count);
         assert!(rows(&peers).iter().any(|row| row.value.is_none()));
