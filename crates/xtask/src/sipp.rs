@@ -382,7 +382,7 @@ mod tests {
 
     #[test]
     fn lines_cut_short_and_second_answers_do_not_count() {
-        let log = "1,100,0,start\n1,100,9000,ok\n1,100,9500,ok\n2,100,0,st\n3,10";
+        let log = "1,100,0,start\n1,100,9000,ok\n1,100,9500,ok\n2,100,0,st\n4,100,0,start,5\n3,10";
         let outcome = parse_calls(log);
         assert_eq!((outcome.tried, outcome.ok), (1, 1));
     }
