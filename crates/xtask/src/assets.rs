@@ -45,7 +45,7 @@ impl Image {
         recipe: "registrar-keepalived",
         ..Self::REGISTRAR_12
     };
-    /// No guest, but the files of Debian 13's QEMU.
+    /// Debian 13's QEMU, to be unpacked in a host.
     pub(crate) const QEMU_13: Self = Self {
         recipe: "qemu",
         ..Self::REGISTRAR_13

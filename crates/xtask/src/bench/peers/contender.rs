@@ -88,7 +88,7 @@ impl Contender {
         let all: &[(u32, u32)] = if quick {
             &[(5, 4), (20, 3), (100, 2)]
         } else {
-            &[(1, 20), (5, 12), (20, 8), (50, 5), (100, 5)]
+            &[(1, 16), (5, 10), (20, 6), (50, 4), (100, 4)]
         };
         let limit = if self == Self::Colo { 50 } else { u32::MAX };
         all.iter()

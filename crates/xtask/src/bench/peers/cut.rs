@@ -31,7 +31,7 @@ const RINGING_WITHIN: Duration = Duration::from_secs(5);
 /// How often the probe asks when nothing happens: hardly a load of its own.
 const CALM: Duration = Duration::from_millis(100);
 /// Who does not answer for this long after the load's end has lost everything.
-const SILENT: Duration = Duration::from_secs(10);
+const SILENT: Duration = Duration::from_secs(5);
 
 /// What came of it.
 pub(super) struct Crossed {
