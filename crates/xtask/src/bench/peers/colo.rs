@@ -23,8 +23,6 @@ const OWN_PORT: u16 = 9001;
 const BACK_PORT: u16 = 9005;
 /// The port of the state.
 const STATE_PORT: u16 = 9998;
-/// From one checkpoint to the next where no answers differ, in milliseconds.
-const CHECKPOINT_MS: u32 = 1000;
 /// How long the guest may take to come up, and the two to run as one.
 const UP_WITHIN: Duration = Duration::from_mins(2);
 
@@ -38,6 +36,14 @@ pub(super) enum Release {
     Debian12,
     /// Debian 13's.
     Debian13,
+}
+
+/// What can be chosen.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Choice {
+    pub(super) release: Release,
+    /// From one checkpoint to the next where no answers differ, in milliseconds.
+    pub(super) checkpoint_ms: u32,
 }
 
 /// The two. The first is the primary.
@@ -59,10 +65,10 @@ impl<'lab> Colo<'lab> {
         lab: &'lab Lab,
         assets: &Assets,
         guest: &Guest,
-        release: Release,
+        choice: Choice,
     ) -> Result<Self> {
         let (first, second) = (lab.host(1), lab.host(2));
-        let prefix = match release {
+        let prefix = match choice.release {
             Release::Debian12 => String::new(),
             Release::Debian13 => {
                 for host in [first, second] {
@@ -124,17 +130,17 @@ impl<'lab> Colo<'lab> {
         };
         let version = colo.secondary.execute("query-version", &json!({}))?;
         colo.version = version_text(&version);
-        colo.join(&mut Qmp::open(first, SOCKET)?)?;
+        colo.join(&mut Qmp::open(first, SOCKET)?, choice.checkpoint_ms)?;
         options::answers(lab.client(), sipp::sip(FIRST_GUEST), UP_WITHIN)?;
         Ok(colo)
     }
 
-    fn join(&mut self, primary: &mut Qmp) -> Result<()> {
+    fn join(&mut self, primary: &mut Qmp, checkpoint_ms: u32) -> Result<()> {
         let colo = json!({"capabilities": [{"capability": "x-colo", "state": true}]});
         for side in [&mut self.secondary, &mut *primary] {
             side.execute("migrate-set-capabilities", &colo)?;
         }
-        let delay = json!({"x-checkpoint-delay": CHECKPOINT_MS});
+        let delay = json!({"x-checkpoint-delay": checkpoint_ms});
         primary.execute("migrate-set-parameters", &delay)?;
         let to = self.lab.host(2).address(Network::Replication);
         let uri = json!({"uri": format!("tcp:{to}:{STATE_PORT}")});

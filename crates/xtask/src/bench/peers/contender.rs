@@ -1,7 +1,7 @@
 //! Those compared, and how each is started and loses its host.
 
 use super::{
-    colo::{Colo, Release},
+    colo::{Choice, Colo},
     keepalived::Keepalived,
 };
 use crate::{
@@ -116,7 +116,7 @@ impl<'lab> Running<'lab> {
         contender: Contender,
         lab: &'lab Lab,
         assets: &'lab Assets,
-        colo: Release,
+        colo: Choice,
     ) -> Result<Self> {
         let guest = assets.guest(Image::REGISTRAR_12)?;
         let single = |kind| {
