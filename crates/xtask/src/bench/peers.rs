@@ -20,7 +20,7 @@ use crate::{
     },
 };
 use anyhow::{Context as _, Result};
-use colo::{Choice, Release};
+use colo::Release;
 use contender::{Contender, Running};
 use cut::Crossed;
 use images::Progress;
@@ -40,21 +40,9 @@ pub(crate) struct Args {
     /// Whose QEMU runs COLO
     #[arg(long, value_enum, value_name = "RELEASE", default_value_t = Release::Debian13)]
     colo: Release,
-    /// COLO's longest time from one checkpoint to the next, in milliseconds
-    #[arg(long, value_name = "MS", default_value_t = 1000)]
-    colo_checkpoint: u32,
     /// Print one JSON object on standard output and nothing else there
     #[arg(long)]
     json: bool,
-}
-
-impl Args {
-    fn colo(&self) -> Choice {
-        Choice {
-            release: self.colo,
-            checkpoint_ms: self.colo_checkpoint,
-        }
-    }
 }
 
 /// What was measured of one contender.
@@ -138,7 +126,7 @@ fn measure(
 ) -> Result<()> {
     let name = peer.contender.name();
     let step = progress.step(format!("{name}: starting"));
-    let mut running = Running::start(peer.contender, lab, assets, args.colo())?;
+    let mut running = Running::start(peer.contender, lab, assets, args.colo)?;
     step.done(match &running {
         Running::Colo(colo) => format!("{name}: it answers, QEMU {}", colo.version),
         _ => format!("{name}: it answers"),
@@ -159,7 +147,7 @@ fn measure_running(
 ) -> Result<()> {
     let name = peer.contender.name();
     rates::rest(lab.client())?;
-    for (rate, seconds) in peer.contender.rates(quick) {
+    for &(rate, seconds) in contender::rates(quick) {
         let step = progress.step(format!("{name}: {rate} REGISTER/s"));
         let measured = rates::at(lab.client(), rate, seconds)?;
         step.done(format!(

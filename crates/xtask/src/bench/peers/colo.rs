@@ -38,14 +38,6 @@ pub(super) enum Release {
     Debian13,
 }
 
-/// What can be chosen.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Choice {
-    pub(super) release: Release,
-    /// From one checkpoint to the next where no answers differ, in milliseconds.
-    pub(super) checkpoint_ms: u32,
-}
-
 /// The two. The first is the primary.
 pub(super) struct Colo<'lab> {
     pub(super) lab: &'lab Lab,
@@ -57,7 +49,7 @@ pub(super) struct Colo<'lab> {
 }
 
 impl<'lab> Colo<'lab> {
-    /// Starts both and waits until they run as one.
+    /// Starts both and waits until they run as one. Where no answers differ, a checkpoint comes after `checkpoint_ms`.
     ///
     /// # Errors
     /// They don't get there.
@@ -65,10 +57,11 @@ impl<'lab> Colo<'lab> {
         lab: &'lab Lab,
         assets: &Assets,
         guest: &Guest,
-        choice: Choice,
+        release: Release,
+        checkpoint_ms: u32,
     ) -> Result<Self> {
         let (first, second) = (lab.host(1), lab.host(2));
-        let prefix = match choice.release {
+        let prefix = match release {
             Release::Debian12 => String::new(),
             Release::Debian13 => {
                 for host in [first, second] {
@@ -130,7 +123,7 @@ impl<'lab> Colo<'lab> {
         };
         let version = colo.secondary.execute("query-version", &json!({}))?;
         colo.version = version_text(&version);
-        colo.join(&mut Qmp::open(first, SOCKET)?, choice.checkpoint_ms)?;
+        colo.join(&mut Qmp::open(first, SOCKET)?, checkpoint_ms)?;
         options::answers(lab.client(), sipp::sip(FIRST_GUEST), UP_WITHIN)?;
         Ok(colo)
     }

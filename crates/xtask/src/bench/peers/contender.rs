@@ -1,7 +1,7 @@
 //! Those compared, and how each is started and loses its host.
 
 use super::{
-    colo::{Choice, Colo},
+    colo::{Colo, Release},
     keepalived::Keepalived,
 };
 use crate::{
@@ -33,8 +33,10 @@ pub(super) enum Contender {
     Split,
     /// Our machine, only TCP held.
     NoNet,
-    /// QEMU COLO.
+    /// QEMU COLO, a checkpoint a second at least.
     Colo,
+    /// The same with QEMU's own longest time between checkpoints, 20 s.
+    ColoSeldom,
     /// Two Kamailios, VRRP's usual interval of 1 s.
     Keepalived,
     /// The same with an interval of 0.2 s.
@@ -43,13 +45,14 @@ pub(super) enum Contender {
 
 impl Contender {
     /// In the order of the table.
-    pub(super) const ALL: [Self; 8] = [
+    pub(super) const ALL: [Self; 9] = [
         Self::Alone,
         Self::QemuVhost,
         Self::Net,
         Self::Split,
         Self::NoNet,
         Self::Colo,
+        Self::ColoSeldom,
         Self::Keepalived,
         Self::KeepalivedFast,
     ];
@@ -62,7 +65,8 @@ impl Contender {
             Self::Net => "romulus net",
             Self::Split => "romulus split",
             Self::NoNet => "romulus no-net",
-            Self::Colo => "QEMU COLO",
+            Self::Colo => "QEMU COLO, 1 s",
+            Self::ColoSeldom => "QEMU COLO, 20 s",
             Self::Keepalived => "keepalived, 1 s",
             Self::KeepalivedFast => "keepalived, 0.2 s",
         }
@@ -77,24 +81,24 @@ impl Contender {
             Self::Split => "split",
             Self::NoNet => "no-net",
             Self::Colo => "colo",
+            Self::ColoSeldom => "colo-seldom",
             Self::Keepalived => "keepalived",
             Self::KeepalivedFast => "keepalived-fast",
         }
     }
 
-    /// The rates over UDP, and for how many seconds each. A rate that is far too high for COLO shows nothing more, and takes
-    /// minutes to be worked off.
-    pub(super) fn rates(self, quick: bool) -> Vec<(u32, u32)> {
-        let all: &[(u32, u32)] = if quick {
-            &[(5, 4), (20, 3), (100, 2)]
-        } else {
-            &[(1, 16), (5, 10), (20, 6), (50, 4), (100, 4)]
-        };
-        let limit = if self == Self::Colo { 50 } else { u32::MAX };
-        all.iter()
-            .copied()
-            .filter(|(rate, _)| *rate <= limit)
-            .collect()
+    /// Whether it is COLO.
+    pub(super) fn is_colo(self) -> bool {
+        matches!(self, Self::Colo | Self::ColoSeldom)
+    }
+}
+
+/// The rates over UDP, and for how many seconds each.
+pub(super) fn rates(quick: bool) -> &'static [(u32, u32)] {
+    if quick {
+        &[(5, 4), (20, 3), (100, 2)]
+    } else {
+        &[(1, 8), (5, 8), (20, 5), (50, 3), (100, 3)]
     }
 }
 
@@ -116,7 +120,7 @@ impl<'lab> Running<'lab> {
         contender: Contender,
         lab: &'lab Lab,
         assets: &'lab Assets,
-        colo: Choice,
+        release: Release,
     ) -> Result<Self> {
         let guest = assets.guest(Image::REGISTRAR_12)?;
         let single = |kind| {
@@ -137,13 +141,16 @@ impl<'lab> Running<'lab> {
             let guest = assets.guest(Image::REGISTRAR_KEEPALIVED_12)?;
             Keepalived::start(lab, assets, guest, advert).map(Self::Keepalived)
         };
+        let colo =
+            |checkpoint_ms| Colo::start(lab, assets, guest, release, checkpoint_ms).map(Self::Colo);
         match contender {
             Contender::Alone => single(single::Contender::Romulus),
             Contender::QemuVhost => single(single::Contender::QemuVhost),
             Contender::Net => pair("net"),
             Contender::Split => pair("split"),
             Contender::NoNet => pair("no-net"),
-            Contender::Colo => Colo::start(lab, assets, guest, colo).map(Self::Colo),
+            Contender::Colo => colo(1000),
+            Contender::ColoSeldom => colo(20_000),
             Contender::Keepalived => keepalived("1"),
             Contender::KeepalivedFast => keepalived("0.2"),
         }

@@ -18,14 +18,14 @@ use std::{
 };
 
 /// When the power is cut, after the load's start.
-pub(super) const AFTER: Duration = Duration::from_secs(5);
+pub(super) const AFTER: Duration = Duration::from_secs(4);
 /// How long new registrations are begun, in seconds.
-const SECONDS: u32 = 15;
+const SECONDS: u32 = 12;
 /// Registrations a second, as in [`TRANSPORTS`].
 pub(super) const RATES: [u32; 3] = [10, 5, 5];
 /// Calls that ring over each transport, and for how long: the power is cut meanwhile, and back in time for their answers.
 const CALLS: u32 = 3;
-const RING: Duration = Duration::from_secs(14);
+const RING: Duration = Duration::from_secs(12);
 /// How long the calls may take to ring.
 const RINGING_WITHIN: Duration = Duration::from_secs(5);
 /// How often the probe asks when nothing happens: hardly a load of its own.
