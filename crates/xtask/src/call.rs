@@ -22,7 +22,7 @@ const CALLS: &str = "calls.csv";
 /// How long the callee's registration may take.
 const REGISTERED_WITHIN: Duration = Duration::from_secs(10);
 /// How long after a call was taken it may still need to end in order.
-const GRACE: Duration = Duration::from_secs(12);
+const GRACE: Duration = Duration::from_secs(8);
 
 /// Calls that are under way. Dropping it ends them.
 pub(crate) struct Calls {

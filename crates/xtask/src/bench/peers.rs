@@ -13,7 +13,7 @@ mod table;
 use crate::{
     assets::{Assets, Image, Wanted},
     compile::target_folder,
-    pair,
+    machine_host, pair,
     report::{
         Report,
         plot::{Plot, Series},
@@ -126,7 +126,12 @@ fn measure(
 ) -> Result<()> {
     let name = peer.contender.name();
     let step = progress.step(format!("{name}: starting"));
-    let mut running = Running::start(peer.contender, lab, assets, args.colo)?;
+    let mut running = Running::start(peer.contender, lab, assets, args.colo).or_else(|error| {
+        for host in lab.hosts().iter().filter(|host| host.is_on()) {
+            machine_host::keep_logs(host, logs)?;
+        }
+        Err(error)
+    })?;
     step.done(match &running {
         Running::Colo(colo) => format!("{name}: it answers, QEMU {}", colo.version),
         _ => format!("{name}: it answers"),

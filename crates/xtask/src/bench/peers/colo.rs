@@ -11,7 +11,10 @@ use crate::{
 use anyhow::{Context as _, Result, bail};
 use lab::{Host, Lab, Network, Remote};
 use serde_json::{Value, json};
-use std::time::{Duration, SystemTime};
+use std::{
+    thread,
+    time::{Duration, SystemTime},
+};
 
 /// QEMU's control socket in a host.
 const SOCKET: &str = "/run/qemu.qmp";
@@ -63,13 +66,21 @@ impl<'lab> Colo<'lab> {
         let (first, second) = (lab.host(1), lab.host(2));
         let prefix = match release {
             Release::Debian12 => String::new(),
-            Release::Debian13 => {
-                for host in [first, second] {
-                    place_qemu(host, assets.guest(Image::QEMU_13)?)?;
-                }
-                format!("chroot {ROOT} ")
-            }
+            Release::Debian13 => format!("chroot {ROOT} "),
         };
+        // Both at once: it takes seconds on an emulated host.
+        thread::scope(|scope| {
+            let places = [first, second].map(|host| {
+                scope.spawn(move || match release {
+                    Release::Debian12 => Ok(()),
+                    Release::Debian13 => place_qemu(host, assets.guest(Image::QEMU_13)?),
+                })
+            });
+            places.into_iter().try_for_each(|place| match place.join() {
+                Ok(result) => result,
+                Err(_) => bail!("the thread that unpacks QEMU panicked"),
+            })
+        })?;
         let primary = first.address(Network::Replication);
         // The header with which virtio's frames go through all filters.
         let header = "vnet_hdr_support=on";

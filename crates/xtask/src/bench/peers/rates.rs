@@ -28,11 +28,11 @@ pub(super) fn at(client: &lab::Client, rate: u32, seconds: u32) -> Result<Measur
 /// # Errors
 /// The server does not answer.
 pub(super) fn rest(client: &lab::Client) -> Result<()> {
-    const TRIES: u32 = 4;
+    const TRIES: u32 = 3;
     for _ in 0..TRIES {
         options::answers(client, sipp::sip(FIRST_GUEST), Duration::from_mins(1))
             .context("waiting for the server to work off what was queued")?;
-        let outcome = sipp::register(client, load("rest", 5, 5))?;
+        let outcome = sipp::register(client, load("rest", 5, 3))?;
         if outcome.all_ok() && outcome.retransmissions == 0 {
             break;
         }
