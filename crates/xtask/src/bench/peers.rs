@@ -26,7 +26,7 @@ use cut::Crossed;
 use images::Progress;
 use lab::Lab;
 use rates::Measured;
-use std::{io::Write as _, path::Path, process::ExitCode, thread};
+use std::{fs, io::Write as _, path::Path, process::ExitCode, thread};
 
 /// Arguments.
 #[derive(clap::Args)]
@@ -96,8 +96,8 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
             ));
         }
         peers.push(peer);
+        keep(&peers)?;
     }
-    plot(&peers).write(&target_folder().join("reports"), "bench-peers")?;
     let mut report = Report::new("peers", lab.kind());
     drop(lab);
     if args.json {
@@ -114,6 +114,14 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     } else {
         ExitCode::SUCCESS
     })
+}
+
+/// Writes the table and the plot of all that was measured so far: the run takes a quarter of an hour, and may be cut short.
+fn keep(peers: &[Peer]) -> Result<()> {
+    let folder = target_folder().join("reports");
+    plot(peers).write(&folder, "bench-peers")?;
+    let path = folder.join("bench-peers.md");
+    fs::write(&path, table::markdown(peers)).with_context(|| format!("writing {}", path.display()))
 }
 
 fn measure(
