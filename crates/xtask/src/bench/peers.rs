@@ -175,6 +175,13 @@ fn measure_running(
         .context("the power cut")?;
     step.done(format!("{name}: a power cut: {}", crossed.summary()));
     peer.crossed = Some(crossed);
+    if let Running::Colo(colo) = running
+        && let Some(refusal) = &colo.refusal
+    {
+        progress.note(format!(
+            "{name}: the secondary did not take over: {refusal}"
+        ));
+    }
     Ok(())
 }
 

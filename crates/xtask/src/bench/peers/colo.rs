@@ -49,6 +49,8 @@ pub(super) struct Colo<'lab> {
     secondary: Qmp,
     /// Of its QEMU.
     pub(super) version: String,
+    /// Why the secondary did not take over, if it said so.
+    pub(super) refusal: Option<String>,
 }
 
 impl<'lab> Colo<'lab> {
@@ -131,6 +133,7 @@ impl<'lab> Colo<'lab> {
             machines: vec![primary_machine, secondary_machine],
             secondary: Qmp::open(second, SOCKET)?,
             version: String::new(),
+            refusal: None,
         };
         let version = colo.secondary.execute("query-version", &json!({}))?;
         colo.version = version_text(&version);
@@ -158,22 +161,39 @@ impl<'lab> Colo<'lab> {
         .context("the two QEMUs never run as one")
     }
 
-    /// Cuts the power of the primary's host and tells the secondary at once, as a detector without any delay would.
+    /// Cuts the power of the primary's host and tells the secondary at once, as a detector without any delay would. Whether it
+    /// takes over is for the measurement to see; why it does not, if it says, is in [`Self::refusal`].
     ///
     /// # Errors
-    /// The secondary refuses.
+    /// The power can't be cut.
     pub(super) fn cut(&mut self) -> Result<SystemTime> {
         let at = SystemTime::now();
         self.lab.host(1).power_off()?;
         self.machines.remove(0);
+        self.refusal = self.take_over().err().map(|error| format!("{error:#}"));
+        Ok(at)
+    }
+
+    fn take_over(&mut self) -> Result<()> {
+        // What it waits for will never come, and nothing else would tell it so: a host without power closes no connection.
+        for instance in [
+            json!({"type": "migration"}),
+            json!({"type": "chardev", "id": "input"}),
+            json!({"type": "chardev", "id": "output"}),
+        ] {
+            let instances = json!({"instances": [instance]});
+            if let Err(error) = self.secondary.execute_at_once("yank", &instances) {
+                eprintln!("    {error:#}");
+            }
+        }
         // Its output first: what it says from now on goes to the network.
         for filter in ["f-output", "f-input"] {
             self.secondary
                 .execute("object-del", &json!({"id": filter}))?;
         }
         self.secondary
-            .execute("x-colo-lost-heartbeat", &json!({}))?;
-        Ok(at)
+            .execute("x-colo-lost-heartbeat", &json!({}))
+            .map(drop)
     }
 }
 

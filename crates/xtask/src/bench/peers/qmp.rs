@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use std::time::Duration;
 
 /// How long an answer may take.
-const ANSWER_WITHIN: Duration = Duration::from_secs(30);
+const ANSWER_WITHIN: Duration = Duration::from_secs(10);
 /// From one look for an answer to the next.
 const LOOK: Duration = Duration::from_millis(2);
 
@@ -31,7 +31,7 @@ impl Qmp {
             socat: host.spawn(&["sh", "-c", &script])?,
             asked: 0,
         };
-        qmp.execute("qmp_capabilities", &json!({}))?;
+        qmp.execute("qmp_capabilities", &json!({"enable": ["oob"]}))?;
         Ok(qmp)
     }
 
@@ -40,10 +40,22 @@ impl Qmp {
     /// # Errors
     /// QEMU refuses, or has ended.
     pub(super) fn execute(&mut self, command: &str, arguments: &Value) -> Result<Value> {
+        self.ask("execute", command, arguments)
+    }
+
+    /// The same out of band, which works while QEMU waits for something.
+    ///
+    /// # Errors
+    /// As [`Self::execute`].
+    pub(super) fn execute_at_once(&mut self, command: &str, arguments: &Value) -> Result<Value> {
+        self.ask("exec-oob", command, arguments)
+    }
+
+    fn ask(&mut self, how: &str, command: &str, arguments: &Value) -> Result<Value> {
         self.asked += 1;
         let id = self.asked;
-        let line = json!({"execute": command, "arguments": arguments, "id": id});
-        self.socat.input(format!("{line}\n").as_bytes())?;
+        self.socat
+            .input(request(how, command, arguments, id).as_bytes())?;
         let answer = process::poll(ANSWER_WITHIN, LOOK, || {
             if let Some(answer) = answer(&self.socat.output(), id) {
                 return Ok(Some(answer));
@@ -64,6 +76,12 @@ impl Qmp {
     }
 }
 
+/// A command's line; `how` is `execute`, or `exec-oob` for out of band.
+fn request(how: &str, command: &str, arguments: &Value, id: u64) -> String {
+    let object = json!({how: command, "arguments": arguments, "id": id});
+    format!("{object}\n")
+}
+
 /// The answer of this number among all that came, events and a last line that is not whole among them.
 fn answer(came: &[u8], id: u64) -> Option<Result<Value, String>> {
     String::from_utf8_lossy(came).lines().find_map(|line| {
@@ -80,8 +98,17 @@ fn answer(came: &[u8], id: u64) -> Option<Result<Value, String>> {
 
 #[cfg(test)]
 mod tests {
-    use super::answer;
-    use serde_json::json;
+    use super::{answer, request};
+    use serde_json::{Value, json};
+
+    #[test]
+    fn a_command_is_one_line_that_says_how_it_is_to_be_done() {
+        let line = request("exec-oob", "yank", &json!({"instances": []}), 7);
+        assert_eq!(line.matches('\n').count(), 1);
+        let object: Value = serde_json::from_str(&line).unwrap();
+        let expected = json!({"exec-oob": "yank", "arguments": {"instances": []}, "id": 7});
+        assert_eq!(object, expected);
+    }
 
     #[test]
     fn answers_are_told_by_their_number() {
