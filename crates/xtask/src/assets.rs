@@ -40,6 +40,16 @@ impl Image {
         suite: Suite::Trixie,
         ..Self::REGISTRAR_12
     };
+    /// Kamailio on Debian 12, one of two with keepalived and DMQ.
+    pub(crate) const REGISTRAR_KEEPALIVED_12: Self = Self {
+        recipe: "registrar-keepalived",
+        ..Self::REGISTRAR_12
+    };
+    /// Debian 13's QEMU, to be unpacked in a host.
+    pub(crate) const QEMU_13: Self = Self {
+        recipe: "qemu",
+        ..Self::REGISTRAR_13
+    };
     /// Kamailio on Debian 12, on a disk.
     pub(crate) const REGISTRAR_12_DISK: Self = Self {
         on_disk: true,

@@ -4,6 +4,7 @@ mod contender;
 mod engine;
 mod in_flight;
 pub(crate) mod machine;
+mod peers;
 mod protection;
 
 use anyhow::Result;
@@ -27,6 +28,8 @@ enum Bench {
     Protection(protection::Args),
     /// What a power cut does to requests on their way, with and without what is done for them
     InFlight(in_flight::Args),
+    /// Romulus beside what others offer: QEMU COLO, and two Kamailios with keepalived
+    Peers(peers::Args),
 }
 
 /// Runs a measurement.
@@ -39,5 +42,6 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         Bench::Engine(args) => engine::run(args),
         Bench::Protection(args) => protection::run(args),
         Bench::InFlight(args) => in_flight::run(args),
+        Bench::Peers(args) => peers::run(args),
     }
 }

@@ -179,16 +179,11 @@ pub(crate) fn run(
     }
 
     let moment = cut.as_ref().map(|cut| unix_seconds(cut.at));
-    let mut acknowledged = 0;
-    let mut users = Vec::new();
-    for (word, (_, outcome)) in words.iter().zip(&loads) {
-        for answer in &outcome.answers {
-            users.push(format!("{}-{word}-{}", plan.name, answer.call));
-            if moment.is_none_or(|moment| answer.came() < moment) {
-                acknowledged += 1;
-            }
-        }
-    }
+    let of_loads = words
+        .iter()
+        .zip(&loads)
+        .map(|(word, (_, load))| (*word, load));
+    let (acknowledged, users) = acknowledged(&plan.name, of_loads, moment);
     let lost = contacts::missing(client, server, &users)?;
     let after = |at: Option<UnixSeconds>| Some(at? - moment?);
     let steps = match &cut {
@@ -208,6 +203,26 @@ pub(crate) fn run(
         t_b,
         steps,
     })
+}
+
+/// How many contacts were acknowledged before `moment` (all, where there was none), and the users of all that ever were.
+/// Each load comes with the word of [`TRANSPORTS`] that is in its users' names.
+pub(crate) fn acknowledged<'a>(
+    name: &str,
+    loads: impl Iterator<Item = (&'a str, &'a Outcome)>,
+    moment: Option<UnixSeconds>,
+) -> (usize, Vec<String>) {
+    let mut before = 0;
+    let mut users = Vec::new();
+    for (word, outcome) in loads {
+        for answer in &outcome.answers {
+            users.push(format!("{name}-{word}-{}", answer.call));
+            if moment.is_none_or(|moment| answer.came() < moment) {
+                before += 1;
+            }
+        }
+    }
+    (before, users)
 }
 
 fn t_b(pair: &Pair<'_>, runner: usize) -> Result<Duration> {
@@ -302,7 +317,7 @@ impl Teller {
 
 #[cfg(test)]
 mod tests {
-    use super::{Crossing, Duration, Steps, Transport, longest_gap};
+    use super::{Crossing, Duration, Steps, Transport, acknowledged, longest_gap};
     use crate::sipp::{Answer, Outcome};
 
     fn outcome(times: &[(f64, f64)]) -> Outcome {
@@ -349,6 +364,15 @@ mod tests {
         ];
         assert_eq!(longest_gap(&loads), Some(1.5));
         assert_eq!(longest_gap(&[]), None);
+    }
+
+    #[test]
+    fn contacts_are_acknowledged_before_the_cut_by_their_answers() {
+        let udp = outcome(&[(1.0, 5.0), (1.9, 300.0), (3.0, 5.0)]);
+        let (before, users) = acknowledged("a", [("udp", &udp)].into_iter(), Some(2.0));
+        assert_eq!(before, 1);
+        assert_eq!(users, ["a-udp-1", "a-udp-2", "a-udp-3"]);
+        assert_eq!(acknowledged("a", [("udp", &udp)].into_iter(), None).0, 3);
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 mod assets;
 mod bench;
+mod call;
 mod capture;
 mod compile;
 mod contacts;

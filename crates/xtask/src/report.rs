@@ -207,7 +207,7 @@ impl Report {
 }
 
 /// A number with as many digits as say something.
-fn number(value: f64) -> String {
+pub(crate) fn number(value: f64) -> String {
     let digits = match value.abs() {
         _ if value.fract() == 0.0 => 0,
         magnitude if magnitude >= 100.0 => 0,

@@ -43,7 +43,7 @@ pub(crate) enum Transport {
 
 impl Transport {
     /// The value of SIPp's `-t`.
-    fn option(self) -> &'static str {
+    pub(crate) fn option(self) -> &'static str {
         match self {
             Self::Udp => "u1",
             Self::TcpOne => "t1",
@@ -160,15 +160,15 @@ pub(crate) struct Sipp {
     read: (u64, u32),
 }
 
-/// Starts one load from the client of a lab.
-///
 /// A port that no other SIPp of this process has: SIPp would look for a free one, and two that look at the same time
 /// may find the same. They stay below those that the kernel gives to others.
-fn port() -> u16 {
+pub(crate) fn port() -> u16 {
     static NEXT: AtomicU16 = AtomicU16::new(0);
     20_000 + NEXT.fetch_add(1, Ordering::Relaxed) % 10_000
 }
 
+/// Starts one load from the client of a lab.
+///
 /// # Errors
 /// SIPp can't be started.
 pub(crate) fn start(client: &lab::Client, load: Load<'_>) -> Result<Sipp> {
@@ -304,28 +304,26 @@ impl Drop for Sipp {
     }
 }
 
-/// Reads the log of calls: `number,seconds,microseconds,start|ok` a line. SIPp writes numbers as decimals.
+/// Reads a line of a log of calls, `number,seconds,microseconds,event`: the call, when (in seconds since 1970), what. SIPp
+/// writes numbers as decimals.
+pub(crate) fn event(line: &str) -> Option<(u32, f64, &str)> {
+    let mut fields = line.trim().split(',');
+    let call = fields.next()?.parse().ok()?;
+    let seconds: f64 = fields.next()?.parse().ok()?;
+    let micros: f64 = fields.next()?.parse().ok()?;
+    let event = fields.next()?;
+    fields
+        .next()
+        .is_none()
+        .then_some((call, seconds + micros / 1e6, event))
+}
+
+/// Reads the log of calls, whose events are `start` and `ok`.
 fn parse_calls(log: &str) -> Outcome {
     let mut starts: HashMap<u32, f64> = HashMap::new();
     let mut answers: Vec<Answer> = Vec::new();
     let mut tried = 0;
-    for line in log.lines() {
-        let mut fields = line.trim().split(',');
-        let (Some(call), Some(seconds), Some(micros), Some(event), None) = (
-            fields.next(),
-            fields.next(),
-            fields.next(),
-            fields.next(),
-            fields.next(),
-        ) else {
-            continue;
-        };
-        let (Ok(call), Ok(seconds), Ok(micros)) =
-            (call.parse(), seconds.parse::<f64>(), micros.parse::<f64>())
-        else {
-            continue;
-        };
-        let time = seconds + micros / 1e6;
+    for (call, time, event) in log.lines().filter_map(event) {
         match event {
             "start" => {
                 tried += 1;
@@ -384,7 +382,7 @@ mod tests {
 
     #[test]
     fn lines_cut_short_and_second_answers_do_not_count() {
-        let log = "1,100,0,start\n1,100,9000,ok\n1,100,9500,ok\n2,100,0,st\n3,10";
+        let log = "1,100,0,start\n1,100,9000,ok\n1,100,9500,ok\n2,100,0,st\n4,100,0,start,5\n3,10";
         let outcome = parse_calls(log);
         assert_eq!((outcome.tried, outcome.ok), (1, 1));
     }

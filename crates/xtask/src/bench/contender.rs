@@ -19,8 +19,10 @@ pub(super) const GUEST_MIB: u64 = 512;
 const BOOT_LIMIT: Duration = Duration::from_mins(4);
 /// How long the guest's other services may take after its first SIP answer.
 const SETTLE_LIMIT: Duration = Duration::from_mins(1);
+/// Where QEMU's own words go.
+pub(super) const QEMU_MESSAGES: &str = "/var/log/romulus/qemu.stderr";
 /// Where the guest's console goes under QEMU.
-const QEMU_CONSOLE: &str = "/var/log/romulus/qemu.log";
+pub(super) const QEMU_CONSOLE: &str = "/var/log/romulus/qemu.log";
 /// The tap that QEMU uses.
 const TAP: &str = "tapqemu";
 
@@ -73,9 +75,7 @@ impl<'lab> Stable<'lab> {
     pub(super) fn new(lab: &'lab Lab, guest: &'lab Guest) -> Result<Self> {
         let host = lab.host(1);
         let folder = machine_host::place_guest(host, guest)?;
-        host.sh(&format!(
-            "ip tuntap add {TAP} mode tap vnet_hdr; ip link set {TAP} master br0 up"
-        ))?;
+        make_tap(host)?;
         Ok(Self {
             lab,
             guest,
@@ -135,15 +135,8 @@ impl<'lab> Stable<'lab> {
             QemuKernel::Vmlinux => self.unpacked(),
         };
         let script = format!(
-            "exec qemu-system-x86_64 -accel kvm -cpu host -smp 1 -m {GUEST_MIB} \
-             -L /usr/share/qemu -L /usr/share/seabios -nodefaults -no-reboot -display none \
-             -serial file:{QEMU_CONSOLE} \
-             -netdev tap,id=n,ifname={TAP},script=no,downscript=no,vhost={vhost} \
-             -device virtio-net-pci,romfile=,netdev=n,mac={} \
-             -kernel {kernel} -initrd {}/initrd.img -append '{}' 2>>/var/log/romulus/qemu.stderr",
-            mac(0),
-            self.folder,
-            command_line(self.guest, 0),
+            "exec {} 2>>{QEMU_MESSAGES}",
+            qemu(self.guest, &self.folder, &kernel, vhost)
         );
         Ok(Process::Qemu(
             host,
@@ -151,6 +144,31 @@ impl<'lab> Stable<'lab> {
                 .context("starting QEMU in the host")?,
         ))
     }
+}
+
+/// Makes the tap of [`qemu`].
+///
+/// # Errors
+/// The host can't be reached.
+pub(super) fn make_tap(host: &Host) -> Result<()> {
+    host.sh(&format!(
+        "ip tuntap add {TAP} mode tap vnet_hdr; ip link set {TAP} master br0 up"
+    ))
+    .map(drop)
+}
+
+/// The command that runs a guest, which lies in `folder`, as our own machine 0 under QEMU. Its network back end is `n`.
+pub(super) fn qemu(guest: &Guest, folder: &str, kernel: &str, vhost: &str) -> String {
+    format!(
+        "qemu-system-x86_64 -accel kvm -cpu host -smp 1 -m {GUEST_MIB} \
+         -L /usr/share/qemu -L /usr/share/seabios -nodefaults -no-reboot -display none \
+         -serial file:{QEMU_CONSOLE} \
+         -netdev tap,id=n,ifname={TAP},script=no,downscript=no,vhost={vhost} \
+         -device virtio-net-pci,romfile=,netdev=n,mac={} \
+         -kernel {kernel} -initrd {folder}/initrd.img -append '{}'",
+        mac(0),
+        command_line(guest, 0),
+    )
 }
 
 impl Contender {
@@ -234,7 +252,7 @@ impl Process<'_> {
             Self::Qemu(host, remote) => match remote.status() {
                 None => Ok(()),
                 Some(status) => {
-                    let said = host.sh("tail -n 5 /var/log/romulus/qemu.stderr")?;
+                    let said = host.sh(&format!("tail -n 5 {QEMU_MESSAGES}"))?;
                     bail!("{} ended with {status}: {}", contender.name(), said.trim())
                 }
             },
