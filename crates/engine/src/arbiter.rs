@@ -14,6 +14,8 @@
 
 mod client;
 mod disk;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 mod server;
 mod store;
 #[cfg(test)]
