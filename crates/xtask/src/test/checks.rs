@@ -1,7 +1,7 @@
 //! The checks and tests that need no lab.
 
 use super::tally::{Tally, print_line};
-use crate::compile::cargo;
+use crate::{compile::cargo, fuzz};
 use anyhow::{Context as _, Result};
 use images::{Progress, ensure_packages};
 use std::{
@@ -38,7 +38,7 @@ struct Verdict {
 }
 
 /// All checks, in the order in which they run: the quick ones first.
-pub(super) const ALL: [Check; 4] = [
+pub(super) const ALL: [Check; 5] = [
     Check {
         name: "format",
         what: "cargo fmt --check",
@@ -58,6 +58,11 @@ pub(super) const ALL: [Check; 4] = [
         name: "native",
         what: "unit and integration tests of all crates",
         run: native,
+    },
+    Check {
+        name: "fuzz",
+        what: "every fuzz target for some seconds",
+        run: fuzzed,
     },
 ];
 
@@ -164,6 +169,16 @@ fn native() -> Result<Verdict> {
         failed,
         remark: format!("{passed} passed, {failed} failed"),
         output: said,
+    })
+}
+
+fn fuzzed() -> Result<Verdict> {
+    let short = fuzz::short()?;
+    Ok(Verdict {
+        passed: short.passed,
+        failed: short.failed,
+        remark: short.remark,
+        output: short.failures,
     })
 }
 
