@@ -15,6 +15,8 @@
 
 mod client;
 mod disk;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 mod records;
 mod server;
 mod store;

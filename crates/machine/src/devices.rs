@@ -26,6 +26,8 @@ mod block;
 mod counters;
 mod device;
 mod entropy;
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzzing;
 mod gate;
 #[cfg(test)]
 mod hostile;

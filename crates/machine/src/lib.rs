@@ -11,6 +11,8 @@ pub mod config;
 pub mod devices;
 mod error;
 mod exit;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 mod ioctl;
 mod machine;
 pub mod memory;

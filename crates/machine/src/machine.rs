@@ -501,7 +501,12 @@ impl std::fmt::Debug for Paused {
 }
 
 /// Writes what a machine must have in common with the state that it takes.
-fn write_shape(writer: &mut Writer<'_>, vcpus: u8, memory: u64, cpuid: &[kvm_cpuid_entry2]) {
+pub(crate) fn write_shape(
+    writer: &mut Writer<'_>,
+    vcpus: u8,
+    memory: u64,
+    cpuid: &[kvm_cpuid_entry2],
+) {
     let shape = writer.section(kind::SHAPE, 0, VERSION, |p| {
         p.put(&memory);
         p.put(&vcpus);
@@ -520,7 +525,7 @@ fn write_shape(writer: &mut Writer<'_>, vcpus: u8, memory: u64, cpuid: &[kvm_cpu
 }
 
 /// Reads what [`write_shape`] wrote and compares it with the machine that is to take the state.
-fn read_shape(
+pub(crate) fn read_shape(
     reader: &mut Reader<'_>,
     vcpus: u8,
     memory: u64,

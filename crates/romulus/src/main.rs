@@ -6,7 +6,6 @@ mod api;
 mod arbiter;
 mod cli;
 mod commands;
-mod config;
 mod console;
 mod create;
 mod doctor;
@@ -20,6 +19,7 @@ mod table;
 use clap::{CommandFactory as _, Parser as _};
 use cli::{Cli, Command};
 use exit::{Code, Failure};
+use romulus::config;
 use std::{env, io, io::IsTerminal as _, process::ExitCode};
 use tracing_subscriber::{
     filter::{LevelFilter, Targets},

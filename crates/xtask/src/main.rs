@@ -10,6 +10,7 @@ mod counter;
 mod crossing;
 mod demo;
 mod distribution;
+mod fuzz;
 mod guest;
 mod kernel_file;
 mod lab;
@@ -47,6 +48,8 @@ enum Command {
     Test(test::Args),
     /// Measure, and print a table
     Bench(bench::Args),
+    /// Look for bytes that break what reads them
+    Fuzz(fuzz::Args),
     /// Build a guest's images from Debian packages
     Guest(guest::Args),
     /// Hosts to test on
@@ -60,6 +63,7 @@ fn main() -> ExitCode {
         Command::Demo(args) => demo::run(&args),
         Command::Test(args) => test::run(&args),
         Command::Bench(args) => bench::run(&args),
+        Command::Fuzz(args) => fuzz::run(&args),
         Command::Guest(args) => guest::run(args).map(|()| ExitCode::SUCCESS),
         Command::Lab(args) => lab::run(args).map(|()| ExitCode::SUCCESS),
         Command::Scenario(args) => scenarios::run(&args),

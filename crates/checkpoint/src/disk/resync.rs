@@ -139,7 +139,8 @@ pub fn differing(
     ours: impl Iterator<Item = io::Result<BlockDigest>>,
     theirs: impl Iterator<Item = BlockDigest>,
 ) -> impl Iterator<Item = io::Result<Range<u64>>> {
-    let mut numbered = (first..).zip(ours);
+    // Ours decide how far it goes: after the last possible number there is none to count on to.
+    let mut numbered = ours.zip(first..);
     let mut theirs = theirs;
     let mut after = None;
     std::iter::from_fn(move || {
@@ -147,7 +148,7 @@ pub fn differing(
             return Some(Err(error));
         }
         let mut range: Option<Range<u64>> = None;
-        for (number, ours) in numbered.by_ref() {
+        for (ours, number) in numbered.by_ref() {
             let ours = match ours {
                 Ok(ours) => ours,
                 Err(error) if range.is_none() => return Some(Err(error)),
@@ -221,6 +222,15 @@ mod tests {
         assert_eq!(found.next().unwrap().unwrap(), 0..BLOCK as u64);
         assert!(found.next().unwrap().is_err());
         assert!(found.next().is_none());
+    }
+
+    #[test]
+    fn what_is_told_of_blocks_behind_the_end_differs_in_nothing() {
+        let digest = BlockDigest::of(0, &[1]);
+        for first in [6, u64::MAX - 1, u64::MAX] {
+            let found = differing(first, 1 << 20, std::iter::empty(), [digest; 3].into_iter());
+            assert_eq!(found.count(), 0);
+        }
     }
 
     proptest! {

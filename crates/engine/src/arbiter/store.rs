@@ -147,7 +147,7 @@ impl<D: Disk> Store<D> {
         Store { disk, buffer }
     }
 
-    #[cfg(test)]
+    #[cfg(any(test, feature = "fuzzing"))]
     pub(super) fn into_disk(self) -> D {
         self.disk
     }

@@ -239,6 +239,32 @@ impl<'a> Parsed<'a> {
     }
 }
 
+/// Whether a payload is one where processors have `xsave` bytes of extended state.
+#[cfg(feature = "fuzzing")]
+pub(crate) fn check(fields: Fields<'_>, xsave: usize) -> Result<(), StateError> {
+    Parsed::read(fields, xsave).map(|_| ())
+}
+
+/// Writes the payload of a vCPU that is all zeroes but for one MSR, with `xsave` bytes of extended state.
+#[cfg(feature = "fuzzing")]
+pub(crate) fn put_reset(payload: &mut crate::state::Payload<'_>, xsave: usize) {
+    payload.put(&kvm_mp_state::default());
+    payload.put(&kvm_regs::default());
+    payload.put(&Sregs2::default());
+    payload.put(&u32::try_from(xsave).expect("a few pages"));
+    payload.put(&vec![0u8; xsave][..]);
+    payload.put(&kvm_xcrs::default());
+    payload.put(&kvm_debugregs::default());
+    payload.put(&kvm_lapic_state::default());
+    payload.put(&1u32);
+    payload.put(&kvm_msr_entry {
+        index: msrs::TSC,
+        ..Default::default()
+    });
+    payload.put(&0u32);
+    payload.put(&kvm_vcpu_events::default());
+}
+
 /// The time stamp counter in a payload.
 #[cfg(test)]
 pub(crate) fn counter(fields: &Fields<'_>) -> u64 {

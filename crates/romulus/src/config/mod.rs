@@ -13,9 +13,9 @@ mod schema;
 mod tests;
 mod values;
 
-pub(crate) use problem::ConfigError;
-pub(crate) use protection::{IDENTITY, Protection};
-pub(crate) use values::{check_name, format_mac};
+pub use problem::ConfigError;
+pub use protection::{IDENTITY, Protection};
+pub use values::{check_name, format_mac};
 
 use romulus_machine::config::Config;
 use romulus_protocol::id::MachineId;
@@ -27,26 +27,26 @@ use std::{
 
 /// A machine file, parsed and checked for form.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) struct MachineFile {
+pub struct MachineFile {
     /// What the machine is made of.
-    pub(crate) machine: Config,
+    pub machine: Config,
     /// Where the serial console's output goes.
-    pub(crate) console: ConsoleLog,
+    pub console: ConsoleLog,
     /// What to do when the guest asks for a reset.
-    pub(crate) on_reboot: After,
+    pub on_reboot: After,
     /// What to do when the guest's kernel panics.
-    pub(crate) on_panic: After,
+    pub on_panic: After,
     /// How long an orderly stop may take before the machine is stopped by force.
-    pub(crate) stop_timeout: Duration,
+    pub stop_timeout: Duration,
     /// The machine's uuid; a protected machine has one.
-    pub(crate) uuid: Option<MachineId>,
+    pub uuid: Option<MachineId>,
     /// How a second host protects the machine.
-    pub(crate) protection: Option<Protection>,
+    pub protection: Option<Protection>,
 }
 
 /// Where the serial console's output goes.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum ConsoleLog {
+pub enum ConsoleLog {
     /// To this process's standard output (and from its standard input when that is a terminal).
     Stdio,
     /// To a file that is rotated by size.
@@ -55,18 +55,18 @@ pub(crate) enum ConsoleLog {
 
 /// A console log that rotates by size.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct LogFile {
+pub struct LogFile {
     /// The file that is written; older ones are this with `.1`, `.2`, … appended.
-    pub(crate) path: PathBuf,
+    pub path: PathBuf,
     /// Size in bytes at which the file is rotated.
-    pub(crate) max_size: u64,
+    pub max_size: u64,
     /// How many older files are kept.
-    pub(crate) keep: u32,
+    pub keep: u32,
 }
 
 /// What to do after the guest ended in some way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum After {
+pub enum After {
     /// Start the machine again in this process.
     Restart,
     /// End this process, with the exit code for the event.
@@ -75,7 +75,10 @@ pub(crate) enum After {
 
 impl MachineFile {
     /// Reads and parses a machine file. Relative paths in it are relative to the file's directory.
-    pub(crate) fn load(path: &Path) -> Result<Self, ConfigError> {
+    ///
+    /// # Errors
+    /// A file that cannot be read, and what [`Self::parse`] finds.
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
         let text = fs::read(path).map_err(|source| ConfigError::unreadable(path, &source))?;
         let text = String::from_utf8(text).map_err(|error| ConfigError::not_text(path, &error))?;
         let base = match path.parent() {
@@ -86,7 +89,10 @@ impl MachineFile {
     }
 
     /// Parses the text of a machine file. `file` is its name for messages, `base` what relative paths are relative to.
-    pub(crate) fn parse(text: &str, file: &Path, base: &Path) -> Result<Self, ConfigError> {
+    ///
+    /// # Errors
+    /// Every problem of the text, each with its place.
+    pub fn parse(text: &str, file: &Path, base: &Path) -> Result<Self, ConfigError> {
         schema::parse(text, base).map_err(|problems| ConfigError::new(file, text, problems))
     }
 }

@@ -24,7 +24,7 @@ pub(crate) struct Problem {
 
 /// Why a machine file cannot be used: every problem found in it, each with line, column and the line itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct ConfigError {
+pub struct ConfigError {
     file: PathBuf,
     text: String,
     problems: Vec<Problem>,
@@ -75,7 +75,7 @@ impl ConfigError {
     }
 
     /// Whether all that is wrong is that a protected machine has no uuid.
-    pub(crate) fn lacks_only_uuid(&self) -> bool {
+    pub fn lacks_only_uuid(&self) -> bool {
         matches!(&*self.problems, [problem] if problem.message == super::schema::NO_UUID)
     }
 

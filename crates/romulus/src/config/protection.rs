@@ -21,7 +21,7 @@ use std::{
 use toml::Spanned;
 
 /// Where `romulus pair` puts this host's secret, and where it is looked for.
-pub(crate) const IDENTITY: &str = "/etc/romulus/identity";
+pub const IDENTITY: &str = "/etc/romulus/identity";
 /// Where a machine's own directory is made.
 const STATE: &str = "/var/lib/romulus";
 /// Last-sent versions of pages kept at most where the file says nothing.
@@ -33,51 +33,51 @@ const QUEUE_RANGE: (u64, u64) = (1 << 20, 4 << 30);
 
 /// How a second host protects the machine.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) struct Protection {
+pub struct Protection {
     /// Where the arbiter answers.
-    pub(crate) arbiter: SocketAddr,
+    pub arbiter: SocketAddr,
     /// Its public identity.
-    pub(crate) arbiter_identity: Public,
+    pub arbiter_identity: Public,
     /// The two hosts; a new machine starts on the first.
-    pub(crate) hosts: [Host; 2],
+    pub hosts: [Host; 2],
     /// Which output is held.
-    pub(crate) mode: Mode,
+    pub mode: Mode,
     /// Directory of this machine on this host; the sidecar lies in it.
-    pub(crate) state: PathBuf,
+    pub state: PathBuf,
     /// File of this host's secret.
-    pub(crate) identity: PathBuf,
+    pub identity: PathBuf,
     /// What is kept of what is on its way when a host dies.
-    pub(crate) keep: Keep,
+    pub keep: Keep,
     /// The link between the hosts is plain text.
-    pub(crate) insecure: bool,
+    pub insecure: bool,
     /// Guest memory is locked.
-    pub(crate) lock_memory: bool,
+    pub lock_memory: bool,
     /// Last-sent versions of pages kept at most, in bytes.
-    pub(crate) shadow: u64,
+    pub shadow: u64,
     /// Held output at most, in bytes.
-    pub(crate) queue: u64,
+    pub queue: u64,
     /// The protocol's time-outs.
-    pub(crate) timing: Timing,
+    pub timing: Timing,
     /// When epochs end.
-    pub(crate) limits: Limits,
+    pub limits: Limits,
 }
 
 /// One of the two hosts.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) struct Host {
+pub struct Host {
     /// Its name, for people.
-    pub(crate) name: String,
+    pub name: String,
     /// Its public identity.
-    pub(crate) identity: Public,
+    pub identity: Public,
     /// Where checkpoints and heartbeats arrive.
-    pub(crate) replication: SocketAddr,
+    pub replication: SocketAddr,
     /// Second path for heartbeats, and the local end towards the arbiter.
-    pub(crate) control: Option<SocketAddr>,
+    pub control: Option<SocketAddr>,
 }
 
 impl Protection {
     /// What is allowed but leaves the machine with less cover than it could have.
-    pub(crate) fn warnings(&self) -> Vec<String> {
+    pub fn warnings(&self) -> Vec<String> {
         let mut warnings = Vec::new();
         for host in &self.hosts {
             let name = &host.name;

@@ -22,7 +22,10 @@ const DURATION_MAX: Duration = Duration::from_hours(24);
 pub(super) const VCPUS: (u64, u64) = (1, VCPUS_MAX as u64);
 
 /// Checks the name of a machine: it names files and sockets.
-pub(crate) fn check_name(name: &str) -> Result<String, String> {
+///
+/// # Errors
+/// Says what a name is.
+pub fn check_name(name: &str) -> Result<String, String> {
     let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
     let starts = name
         .chars()
@@ -231,7 +234,7 @@ pub(super) fn derive_mac(name: &str, index: usize) -> [u8; 6] {
 }
 
 /// A MAC address as it is written.
-pub(crate) fn format_mac(mac: [u8; 6]) -> String {
+pub fn format_mac(mac: [u8; 6]) -> String {
     mac.map(|byte| format!("{byte:02x}")).join(":")
 }
 

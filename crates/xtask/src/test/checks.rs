@@ -1,7 +1,7 @@
 //! The checks and tests that need no lab.
 
 use super::tally::{Tally, print_line};
-use crate::compile::cargo;
+use crate::{compile::cargo, fuzz};
 use anyhow::{Context as _, Result};
 use images::{Progress, Suite, ensure_packages, unpacked};
 use std::{
@@ -45,7 +45,7 @@ struct Verdict {
 }
 
 /// All checks, in the order in which they run: the quick ones first.
-pub(super) const ALL: [Check; 4] = [
+pub(super) const ALL: [Check; 5] = [
     Check {
         name: "format",
         what: "cargo fmt --check",
@@ -65,6 +65,11 @@ pub(super) const ALL: [Check; 4] = [
         name: "native",
         what: "unit and integration tests of all crates",
         run: native,
+    },
+    Check {
+        name: "fuzz",
+        what: "every fuzz target for some seconds",
+        run: fuzzed,
     },
 ];
 
@@ -186,6 +191,16 @@ fn path_with(folder: PathBuf) -> Result<OsString> {
     let path = env::var_os("PATH").unwrap_or_default();
     let folders = iter::once(folder).chain(env::split_paths(&path));
     env::join_paths(folders).context("the cache's path has a colon in it")
+}
+
+fn fuzzed() -> Result<Verdict> {
+    let short = fuzz::short()?;
+    Ok(Verdict {
+        passed: short.passed,
+        failed: short.failed,
+        remark: short.remark,
+        output: short.failures,
+    })
 }
 
 /// Whether cargo-deny failed only because it could not get the advisories.
