@@ -71,6 +71,8 @@ pub(crate) struct Assets {
     pub(crate) romulus: PathBuf,
     /// The whole-memory audit, where it was asked for.
     pub(crate) audit: Option<PathBuf>,
+    /// The guest's witness, where it was asked for.
+    pub(crate) witness: Option<PathBuf>,
     /// Guests that were built.
     guests: Vec<Guest>,
 }
@@ -99,6 +101,8 @@ pub(crate) struct Guest {
 pub(crate) struct Wanted<'a> {
     /// Whether it runs the audit.
     pub(crate) audit: bool,
+    /// Whether it has a witness in a guest.
+    pub(crate) witness: bool,
     /// The guests.
     pub(crate) images: &'a [Image],
 }
@@ -118,6 +122,10 @@ impl Assets {
                 compile::static_program(Program::Example("romulus-machine", "audit"), progress)
             })
             .transpose()?;
+        let witness = wanted
+            .witness
+            .then(|| compile::static_program(Program::Main("witness"), progress))
+            .transpose()?;
         let guests = wanted
             .images
             .iter()
@@ -127,6 +135,7 @@ impl Assets {
             host_image,
             romulus,
             audit,
+            witness,
             guests,
         })
     }

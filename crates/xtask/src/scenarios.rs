@@ -12,6 +12,7 @@ mod protect;
 mod protect_disk;
 mod protect_refused;
 mod sizes;
+pub(crate) mod table;
 
 use crate::{
     assets::{Assets, Image},
