@@ -5,6 +5,6 @@ mod ask;
 mod judge;
 mod wire;
 
-pub(crate) use ask::{Oracle, PORT, order, start};
+pub(crate) use ask::{Oracle, PORT, connect, order, start};
 pub(crate) use judge::{Exchange, Fault, Seen, judge, missing_on_disk};
 pub(crate) use wire::{Frame, Wire, out_of_turn};

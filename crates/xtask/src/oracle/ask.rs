@@ -65,8 +65,11 @@ pub(crate) fn start(
     start_on(socket, stream, name, interval)
 }
 
-/// Connects to the witness. Held output may answer a request for an address later than the client waits for it.
-fn connect(client: &lab::Client, to: SocketAddrV4) -> Result<TcpStream> {
+/// Connects to the guest. Held output may answer a request for an address later than the client waits for it.
+///
+/// # Errors
+/// The guest can't be reached for long.
+pub(crate) fn connect(client: &lab::Client, to: SocketAddrV4) -> Result<TcpStream> {
     let mut last = None;
     let connected = process::poll(PATIENCE, Duration::from_millis(20), || {
         match client.visit(|| TcpStream::connect_timeout(&to.into(), PATIENCE)) {
@@ -77,7 +80,7 @@ fn connect(client: &lab::Client, to: SocketAddrV4) -> Result<TcpStream> {
             }
         }
     })?;
-    connected.with_context(|| format!("the witness at {to} can't be reached: {last:?}"))
+    connected.with_context(|| format!("the guest can't be reached at {to}: {last:?}"))
 }
 
 fn start_on(

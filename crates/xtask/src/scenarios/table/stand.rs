@@ -17,7 +17,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use lab::{Lab, Network};
 use std::{
     fs,
-    net::TcpStream,
+    net::{SocketAddrV4, TcpStream},
     path::Path,
     time::{Duration, Instant},
 };
@@ -33,6 +33,8 @@ const SETTLED: Duration = Duration::from_secs(30);
 /// How long nobody may answer before a machine counts as gone for good: many times what a takeover needs.
 const GONE: Duration = Duration::from_secs(8);
 
+/// The guest's shell (`service.shell`).
+const SHELL: u16 = 23;
 /// How it begins when a promise was broken, which is worse than a row that went another way.
 pub(super) const WRONG: &str = "WRONG: ";
 
@@ -165,13 +167,14 @@ impl<'a> Stand<'a> {
         // What the oracle saw is worth more than what a row missed: a broken promise is told first.
         let seen = self.end(played.is_err())?;
         let mut faults = oracle::judge(&seen);
-        faults.extend(oracle::out_of_turn(&self.frames, &self.turns));
         if let Err(error) = played {
-            if let Some(fault) = faults.first() {
-                return Err(error.context(wrong(fault)));
-            }
-            return Err(error);
+            return Err(match faults.first() {
+                Some(fault) => error.context(wrong(fault)),
+                None => error,
+            });
         }
+        // A row that ended early does not know whose turn it was.
+        faults.extend(oracle::out_of_turn(&self.frames, &self.turns));
         if faults.is_empty() {
             let runner = self.runner()?;
             faults.extend(self.off_disk(runner, &seen)?);
@@ -358,7 +361,7 @@ impl<'a> Stand<'a> {
     /// The guest can't be reached.
     pub(crate) fn end_guest(&self, script: &str) -> Result<()> {
         use std::io::Write as _;
-        let mut stream = self.lab.client().connect((FIRST_GUEST, 23).into())?;
+        let mut stream = oracle::connect(self.lab.client(), SocketAddrV4::new(FIRST_GUEST, SHELL))?;
         stream.write_all(format!("{script}\n").as_bytes())?;
         // The guest takes it while it ends: the connection is left as it is.
         std::thread::sleep(Duration::from_millis(500));
