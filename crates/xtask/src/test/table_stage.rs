@@ -16,13 +16,15 @@ use std::{
     fs::{self, File},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 /// How rows are called beside the other tests.
 pub(super) const PREFIX: &str = "table/";
 /// How many rows share a lab at most: what one of them leaves behind is not to be everybody's.
 const COURSE: usize = 12;
+/// From one look at what a course has written down to the next.
+const LOOK: Duration = Duration::from_millis(500);
 /// How long a lab may take to start.
 const LAB_START: Duration = Duration::from_mins(2);
 
@@ -117,7 +119,7 @@ impl Stage<'_> {
         while !waiting.is_empty() {
             course += 1;
             let batch: Vec<Job> = waiting.iter().take(COURSE).cloned().collect();
-            for entry in self.course(&batch, course, tally)? {
+            self.course(&batch, course, |entry, logs| {
                 waiting.retain(|job| *job != entry.job);
                 // A computer that stood still is an excuse, a broken promise is none.
                 let again = !self.plan.full
@@ -130,7 +132,7 @@ impl Stage<'_> {
                         entry.job.row, entry.remark
                     ));
                     tried_twice.push(entry.job.clone());
-                    waiting.push_back(entry.job);
+                    waiting.push_back(entry.job.clone());
                 } else {
                     let second = tried_twice.contains(&entry.job);
                     tell(
@@ -138,9 +140,14 @@ impl Stage<'_> {
                         if second { "at the second try; " } else { "" },
                         tally,
                     );
+                }
+                if !entry.passed {
+                    tally.say(&format!("       consoles and logs: {}", logs.display()));
+                }
+                if !again {
                     entries.push(entry);
                 }
-            }
+            })?;
         }
         if self.plan.full {
             // The next run of the same command begins anew.
@@ -152,8 +159,9 @@ impl Stage<'_> {
         })
     }
 
-    /// Plays rows in a lab of their own until one fails: what was written down meanwhile, at least of the first.
-    fn course(&self, batch: &[Job], number: u32, tally: &Tally) -> Result<Vec<Entry>> {
+    /// Plays rows in a lab of their own until one fails. `take` gets each outcome as soon as it is written down, with the
+    /// folder of its logs; at least that of the first row.
+    fn course(&self, batch: &[Job], number: u32, mut take: impl FnMut(Entry, &Path)) -> Result<()> {
         let before = self.journal.entries()?.len();
         let folder = target_folder()
             .join("lab-logs/table")
@@ -166,32 +174,41 @@ impl Stage<'_> {
         let log = folder.join("output.log");
         let mut child = self.spawn(batch, &folder, &log)?;
         let limit = LAB_START + ROW_LIMIT * u32::try_from(batch.len()).unwrap_or(u32::MAX);
-        let ended = process::wait_within(&mut child, limit)?;
-        if ended.is_none() {
-            process::kill(&mut child);
+        let begin = Instant::now();
+        let mut taken = 0;
+        loop {
+            let ended = process::wait_within(&mut child, LOOK)?.is_some();
+            let late = begin.elapsed() > limit;
+            if late {
+                process::kill(&mut child);
+            }
+            for entry in self.journal.entries()?.into_iter().skip(before + taken) {
+                taken += 1;
+                take(entry, &folder);
+            }
+            if ended || late {
+                break;
+            }
         }
-        let mut entries = self.journal.entries()?.split_off(before);
-        if entries.is_empty() {
-            let said = fs::read_to_string(&log).unwrap_or_default();
-            let error = said.lines().rev().find(|line| line.starts_with("Error: "));
-            let lost = Entry {
-                job: batch.first().cloned().context("a course without rows")?,
-                seed: self.plan.seed,
-                passed: false,
-                wrong: 0,
-                takeovers: 0,
-                answered: 0,
-                gap_ms: 0.0,
-                seconds: 0.0,
-                remark: error.unwrap_or("it ended without a word").to_owned(),
-            };
-            self.journal.add(&lost)?;
-            entries.push(lost);
+        if taken > 0 {
+            return Ok(());
         }
-        if entries.iter().any(|entry| !entry.passed) {
-            tally.say(&format!("       consoles and logs: {}", folder.display()));
-        }
-        Ok(entries)
+        let said = fs::read_to_string(&log).unwrap_or_default();
+        let error = said.lines().rev().find(|line| line.starts_with("Error: "));
+        let lost = Entry {
+            job: batch.first().cloned().context("a course without rows")?,
+            seed: self.plan.seed,
+            passed: false,
+            wrong: 0,
+            takeovers: 0,
+            answered: 0,
+            gap_ms: 0.0,
+            seconds: begin.elapsed().as_secs_f64(),
+            remark: error.unwrap_or("it ended without a word").to_owned(),
+        };
+        self.journal.add(&lost)?;
+        take(lost, &folder);
+        Ok(())
     }
 
     fn spawn(&self, batch: &[Job], folder: &Path, log: &Path) -> Result<Child> {
@@ -262,14 +279,14 @@ impl Table {
     /// The table for people, as it goes into the documents.
     pub(super) fn text(&self) -> String {
         let mut text = String::from(
-            "| event | what follows | runs | as told | takeovers | wrong | requests answered | longest silence |\n\
-             | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |\n",
+            "| row | event | what follows | runs | as told | takeovers | wrong | requests answered | longest silence |\n\
+             | --- | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |\n",
         );
-        let mut line = |event: &str, follows: &str, counts: &Counts| {
+        let mut line = |start: String, counts: &Counts| {
             // Writing to a string does not fail.
             let _ = writeln!(
                 text,
-                "| {event} | {follows} | {} | {} | {} | {} | {} | {:.1} s |",
+                "| {start} | {} | {} | {} | {} | {} | {:.1} s |",
                 counts.runs,
                 counts.passed,
                 counts.takeovers,
@@ -279,9 +296,13 @@ impl Table {
             );
         };
         for row in &self.rows {
-            line(row.event, row.follows, &self.counts(Some(row)));
+            let short = if row.short { ", short" } else { "" };
+            line(
+                format!("`{}`{short} | {} | {}", row.name, row.event, row.follows),
+                &self.counts(Some(row)),
+            );
         }
-        line("all", "", &self.counts(None));
+        line("all | | ".to_owned(), &self.counts(None));
         text
     }
 
@@ -372,7 +393,7 @@ mod tests {
             "{first}"
         );
         assert!(
-            text.ends_with("| all |  | 3 | 2 | 3 | 3 | 300 | 0.7 s |\n"),
+            text.ends_with("| all | |  | 3 | 2 | 3 | 3 | 300 | 0.7 s |\n"),
             "{text}"
         );
         let report = table.report(lab::Kind::Qemu);
