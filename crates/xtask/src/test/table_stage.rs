@@ -22,7 +22,7 @@ use std::{
 /// How rows are called beside the other tests.
 pub(super) const PREFIX: &str = "table/";
 /// How many rows share a lab at most: what one of them leaves behind is not to be everybody's.
-const COURSE: usize = 12;
+const COURSE: usize = 16;
 /// From one look at what a course has written down to the next.
 const LOOK: Duration = Duration::from_millis(500);
 /// How long a lab may take to start.
@@ -48,10 +48,10 @@ pub(super) struct Table {
 
 impl Plan {
     /// Round after round, so that a run that is broken off has something of every row. Those with another mode come last:
-    /// each change of mode costs a boot.
+    /// each change of mode costs a boot. What is quick comes first.
     fn jobs(&self) -> Vec<Job> {
         let mut rows = self.rows.clone();
-        rows.sort_by_key(|row| row.mode);
+        rows.sort_by_key(|row| (row.mode, !row.short));
         (1..=self.rounds)
             .flat_map(|round| {
                 rows.iter().map(move |row| Job {
