@@ -70,8 +70,16 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         .collect();
     let rows: Vec<_> = table::all()
         .into_iter()
-        .filter(|row| !args.skip_lab && (args.table.full || row.short))
-        .filter(|row| wanted(&format!("{PREFIX}{}", row.name)))
+        .filter(|row| {
+            let name = format!("{PREFIX}{}", row.name);
+            let asked = args.only.as_deref() == Some(name.as_str());
+            let part = if args.table.full {
+                row.tried
+            } else {
+                row.short
+            };
+            !args.skip_lab && (asked || part) && wanted(&name)
+        })
         .collect();
     if args.list {
         let line = |name: &str, what: &str| println!("{name:<28} {what}");

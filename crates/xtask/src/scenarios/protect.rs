@@ -1,14 +1,18 @@
 //! A machine that two hosts protect, and what each event does to it, as the table in `docs/protection.md` has it. Times are
 //! for the benchmark; here is what must hold however long it takes.
 
-use super::{Scenario, case::Case};
+use super::{
+    Scenario,
+    case::{BOOT_LIMIT, COMMAND_LIMIT, Case, STOP_LIMIT},
+};
 use crate::{
     assets::Image,
     capture::Capture,
     counter::{self, Counter},
     crossing::{self, Plan},
     machine_file::{FIRST_GUEST, mac},
-    machine_host::ROMULUS,
+    machine_host::{ROMULUS, Stopped},
+    options,
     pair::{Pair, Status},
     probe::{self, Question},
     process,
@@ -44,12 +48,26 @@ pub(super) const ALL: &[Scenario] = &[
         &[Image::REGISTRAR_12],
         old_primary_returns,
     ),
+    Scenario::pair(
+        "protect/stop",
+        "a machine that is stopped on purpose is resurrected by nobody",
+        &[Image::REGISTRAR_12],
+        stop,
+    ),
+    Scenario::pair(
+        "protect/guest-reboot",
+        "a guest's reboot stays on its host and is covered again",
+        &[Image::REGISTRAR_12],
+        guest_reboot,
+    ),
 ];
 
 /// From one question of the counter to the next.
 const CALM: Duration = Duration::from_millis(100);
 /// How long a state may take to be said once it is so.
 const SOON: Duration = Duration::from_mins(1);
+/// How long nobody may answer before a machine counts as gone for good: many times what a takeover needs.
+const GONE: Duration = Duration::from_secs(20);
 /// The exit code of `romulus status --require-protected` without cover.
 const UNPROTECTED: i32 = 1;
 
@@ -246,4 +264,78 @@ fn old_primary_returns(case: &Case) -> Result<()> {
     pair.wait_runs(0)?;
     counts_on(&counter).context("when the old primary took over in its turn")?;
     one_history(counter)
+}
+
+/// Checks that nobody answers as the guest for a good while.
+fn nobody_answers(case: &Case) -> Result<()> {
+    let watch = options::watch(case.lab.client(), sipp::sip(FIRST_GUEST), GONE)?;
+    ensure!(
+        watch.wait().is_err(),
+        "somebody answers for a machine that was stopped"
+    );
+    Ok(())
+}
+
+fn stop(case: &Case) -> Result<()> {
+    let pair = case.protected(Image::REGISTRAR_12)?;
+    let stopped = pair.running(0)?.stop(STOP_LIMIT)?;
+    ensure!(
+        stopped == Stopped::IN_ORDER,
+        "the guest did not shut down in order: {stopped:?}"
+    );
+    ensure!(
+        pair.running(0)?.console()?.contains("GUEST STOPPING"),
+        "the guest did not see its power button"
+    );
+    nobody_answers(case)?;
+    // The other process goes on standing by, and says that nothing is covered.
+    let status = pair.wait_status(1, "standing by", SOON, |status| !status.runs())?;
+    ensure!(
+        status.cover().is_some_and(|cover| !cover.protected),
+        "a stopped machine is called protected: {status:?}"
+    );
+    ensure!(
+        require_protected(&pair, 1)? == Some(UNPROTECTED),
+        "a stopped machine passes the check for monitoring"
+    );
+    let stopped = pair.running(1)?.stop(STOP_LIMIT)?;
+    ensure!(
+        stopped == Stopped::IN_ORDER,
+        "the process that stood by ended with {stopped:?}"
+    );
+    Ok(())
+}
+
+fn guest_reboot(case: &Case) -> Result<()> {
+    let mut pair = case.protected(Image::REGISTRAR_12)?;
+    let pid = pair.running(0)?.pid();
+    // Leaves the shell time to say that it is done.
+    case.in_guest(
+        0,
+        "setsid sh -c 'sleep 0.3; reboot -f' >/dev/null 2>&1 & true",
+    )?;
+    let up_again = || {
+        let running = pair.running(0)?;
+        running.still_runs()?;
+        Ok((running.console()?.matches("GUEST UP").count() >= 2).then_some(()))
+    };
+    process::poll(BOOT_LIMIT, Duration::from_millis(250), up_again)?
+        .context("the guest did not come up again on its host after its reboot")?;
+    case.answers(0)?;
+    let runner = pair.wait_protected(None)?;
+    ensure!(runner == 0, "a reboot moved the machine to the other host");
+    let status = pair.wait_runs(0)?;
+    ensure!(
+        status.pid == pid && status.restarts == 1,
+        "the process of a guest that rebooted once says {status:?}"
+    );
+    // What is covered is the guest after its reboot.
+    case.in_guest_within(0, "echo after >/tmp/mark", COMMAND_LIMIT)?;
+    cross(case, &mut pair, "reboot")?;
+    let mark = case.in_guest(0, "cat /tmp/mark")?;
+    ensure!(
+        mark.trim() == "after",
+        "the guest that was taken over is another one: {mark}"
+    );
+    Ok(())
 }

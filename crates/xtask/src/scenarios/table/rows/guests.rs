@@ -22,7 +22,8 @@ pub(super) const ALL: &[Row] = &[
         "the guest's kernel panics; its process is started again",
         "the process ends with 11 and nobody takes over; then it starts anew",
         panic,
-    ),
+    )
+    .untried(),
     Row::new(
         "guest-power-off",
         "the guest switches itself off; its process is started again later",
@@ -35,7 +36,8 @@ pub(super) const ALL: &[Row] = &[
         "`romulus stop`; both processes are started again later",
         "the guest shuts down in order and nobody takes over; then it starts anew",
         stop,
-    ),
+    )
+    .untried(),
 ];
 
 /// How long a guest may take to shut down, or to be up again.
