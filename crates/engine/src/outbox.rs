@@ -3,6 +3,10 @@
 //! Encoding happens here, while the guest runs; the pages of the first full copy are read here
 //! whenever nothing else is to be sent.
 
+mod early;
+#[cfg(test)]
+mod tests;
+
 use crate::{
     clock,
     disks::{DiskError, Resync},
@@ -11,6 +15,7 @@ use crate::{
     node::{Node, lock},
     phases::Phase,
 };
+use early::{Early, Told};
 use romulus_checkpoint::{Encoder, Staging};
 use romulus_machine::{Memory, WarmPages};
 use romulus_protocol::{
@@ -206,6 +211,9 @@ enum WriterError {
     /// A disk that cannot be read: this session cannot be completed.
     #[error("the full copy cannot be made: {0}")]
     Disk(#[from] DiskError),
+    /// More digests than are kept before a copy begins.
+    #[error("the other host tells more of its disks than it was asked")]
+    Early,
 }
 
 /// The thread that sends.
@@ -214,6 +222,8 @@ pub(crate) struct Writer {
     pub(crate) outbox: Arc<Outbox>,
     pub(crate) sender: Sender,
     stream: Option<Box<Stream>>,
+    /// Told for a session whose stream is not here yet.
+    early: Early,
     /// Reused for every epoch.
     bytes: Vec<u8>,
     part: Vec<u8>,
@@ -226,6 +236,7 @@ impl Writer {
             outbox,
             sender,
             stream: None,
+            early: Early::default(),
             bytes: Vec::new(),
             part: Vec::new(),
         }
@@ -254,7 +265,13 @@ impl Writer {
                     self.node.recycle(staging);
                     sent?;
                 }
-                Ok(Some(Item::Open(stream))) => self.stream = Some(stream),
+                Ok(Some(Item::Open(stream))) => {
+                    let early = self.early.take(stream.id);
+                    let stream = self.stream.insert(stream);
+                    for told in early {
+                        stream.told(&told)?;
+                    }
+                }
                 Ok(Some(Item::Digests {
                     session,
                     disk,
@@ -262,9 +279,16 @@ impl Writer {
                     bytes,
                     last,
                 })) => {
-                    if let Some(stream) = self.stream.as_mut().filter(|s| s.id == session) {
-                        stream.resync.told(disk, first, &bytes, last)?;
-                        stream.look();
+                    let told = Told {
+                        disk,
+                        first,
+                        bytes,
+                        last,
+                    };
+                    match self.stream.as_mut().filter(|s| s.id == session) {
+                        Some(stream) => stream.told(&told)?,
+                        None if self.early.keep(session, told) => {}
+                        None => return Err(WriterError::Early),
                     }
                 }
                 Ok(Some(Item::Shut(session))) => {
@@ -389,6 +413,14 @@ impl Stream {
     /// Whether there is something of the full copy to send.
     fn has_work(&self) -> bool {
         self.next < self.memory.pages() || (self.resync.has_work() && !self.full)
+    }
+
+    /// The backup told what some of its disk holds.
+    fn told(&mut self, told: &Told) -> Result<(), DiskError> {
+        self.resync
+            .told(told.disk, told.first, &told.bytes, told.last)?;
+        self.look();
+        Ok(())
     }
 
     /// Says so when everything has been read.

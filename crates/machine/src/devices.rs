@@ -144,8 +144,8 @@ pub struct Devices {
     unread: EventFd,
     ready: Mutex<Ready>,
     restored: AtomicBool,
-    /// The taps by name, and whether they have been brought up.
-    interfaces: Vec<String>,
+    /// The taps by name, each with a way to it, and whether they have been brought up.
+    interfaces: Vec<(String, TapWriter)>,
     up: AtomicBool,
     writers: Vec<TapWriter>,
     nic_counters: Vec<Arc<NetCounters>>,
@@ -244,11 +244,12 @@ impl Devices {
         for (card, (nic, link)) in config.nics.iter().zip(links).enumerate() {
             let counters = Arc::<NetCounters>::default();
             nic_counters.push(Arc::clone(&counters));
-            interfaces.extend(link.interface());
-            writers.push(link.writer().map_err(|source| Error::Host {
+            let writer = link.writer().map_err(|source| Error::Host {
                 what: format!("tap {}: a second descriptor", nic.tap),
                 source,
-            })?);
+            })?;
+            interfaces.extend(link.interface().map(|name| (name, writer.clone())));
+            writers.push(writer);
             let net = Net::new(link, card, ports, nic, counters);
             let function = builder.add(&nic.tap, Box::new(net))?;
             cards.push(Arc::clone(&function));
@@ -353,10 +354,21 @@ impl Devices {
         if self.up.load(Ordering::Acquire) {
             return Ok(());
         }
-        for name in &self.interfaces {
+        for (name, _) in &self.interfaces {
             tap::open(name)?;
         }
         self.up.store(true, Ordering::Release);
+        Ok(())
+    }
+
+    /// Checks that the taps are still there: whoever is to run needs them, and has to know before it is the only one.
+    ///
+    /// # Errors
+    /// One was deleted, perhaps made anew under the same name.
+    pub fn check_taps(&self) -> Result<(), Error> {
+        for (name, writer) in &self.interfaces {
+            tap::check_attached(name, writer)?;
+        }
         Ok(())
     }
 

@@ -147,7 +147,7 @@ impl Paused {
     /// is looked at.
     ///
     /// # Errors
-    /// State that is damaged, or of a machine of another shape; KVM refuses a part of it. After that this machine holds no
+    /// State that is damaged, or of a machine of another shape; KVM refuses a part of it; a tap was deleted meanwhile. After that this machine holds no
     /// state: it can neither run nor be captured until other state is loaded. A machine that has run takes none; it
     /// stays as it was.
     pub fn load(&mut self, state: &[u8]) -> Result<(), Error> {
@@ -174,6 +174,7 @@ impl Paused {
                 "captured state: something follows its last section".into(),
             ));
         }
+        core.devices.check_taps()?;
         core.life = Life::Ready;
         self.forgive = true;
         Ok(())

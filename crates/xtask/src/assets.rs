@@ -81,6 +81,8 @@ pub(crate) struct Assets {
     pub(crate) romulus: PathBuf,
     /// The whole-memory audit, where it was asked for.
     pub(crate) audit: Option<PathBuf>,
+    /// The guest's witness, where it was asked for.
+    pub(crate) witness: Option<PathBuf>,
     /// Guests that were built.
     guests: Vec<Guest>,
 }
@@ -109,6 +111,8 @@ pub(crate) struct Guest {
 pub(crate) struct Wanted<'a> {
     /// Whether it runs the audit.
     pub(crate) audit: bool,
+    /// Whether it has a witness in a guest.
+    pub(crate) witness: bool,
     /// The guests.
     pub(crate) images: &'a [Image],
 }
@@ -128,6 +132,10 @@ impl Assets {
                 compile::static_program(Program::Example("romulus-machine", "audit"), progress)
             })
             .transpose()?;
+        let witness = wanted
+            .witness
+            .then(|| compile::static_program(Program::Main("witness"), progress))
+            .transpose()?;
         let guests = wanted
             .images
             .iter()
@@ -137,6 +145,7 @@ impl Assets {
             host_image,
             romulus,
             audit,
+            witness,
             guests,
         })
     }

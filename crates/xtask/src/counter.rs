@@ -227,7 +227,17 @@ mod tests {
             Duration::from_millis(1),
         )
         .unwrap();
-        while counter.answered() < good || counter.shared.asked.load(Ordering::Acquire) <= good {
+        // A thread that has ended asks, or reads, no more.
+        let ended = || {
+            let threads = [&counter.writer, &counter.reader];
+            threads
+                .into_iter()
+                .flatten()
+                .any(|thread| thread.is_finished())
+        };
+        while !ended()
+            && (counter.answered() < good || counter.shared.asked.load(Ordering::Acquire) <= good)
+        {
             thread::sleep(Duration::from_millis(1));
         }
         let seen = counter.finish().unwrap();

@@ -59,6 +59,12 @@ pub(crate) struct Protection {
     /// The one time-out from which the others follow.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) t_b: Option<String>,
+    /// How far that may grow by itself.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) t_b_max: Option<String>,
+    /// The silence that a cold start needs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) t_cold: Option<String>,
     /// The two hosts; a new machine starts on the first.
     #[serde(rename = "host")]
     pub(crate) hosts: [ProtectionHost; 2],

@@ -19,6 +19,7 @@ mod machine_file;
 mod machine_host;
 mod memory;
 mod options;
+mod oracle;
 mod pair;
 mod probe;
 mod process;
@@ -56,6 +57,8 @@ enum Command {
     Lab(lab::Args),
     #[command(hide = true)]
     Scenario(scenarios::Args),
+    #[command(hide = true)]
+    Course(scenarios::table::Args),
 }
 
 fn main() -> ExitCode {
@@ -67,6 +70,7 @@ fn main() -> ExitCode {
         Command::Guest(args) => guest::run(args).map(|()| ExitCode::SUCCESS),
         Command::Lab(args) => lab::run(args).map(|()| ExitCode::SUCCESS),
         Command::Scenario(args) => scenarios::run(&args),
+        Command::Course(args) => scenarios::table::run(&args),
     };
     outcome.unwrap_or_else(|error| {
         // One line with all causes: a backtrace of a lab's fault says nothing.

@@ -18,7 +18,11 @@ use crate::{
 use anyhow::{Context as _, Result, bail, ensure};
 use lab::{Host, Lab, Network};
 use side::Side;
-use std::{fs, path::Path, time::SystemTime};
+use std::{
+    fs,
+    path::Path,
+    time::{Duration, SystemTime},
+};
 
 /// Memory of a host of a pair in MiB: the guest, the replica's buffer beside it, and the files.
 pub(crate) const HOST_MIB: u32 = 3072;
@@ -84,6 +88,8 @@ impl<'lab> Pair<'lab> {
             resend_output: None,
             forward_input: None,
             t_b: (lab.kind() == lab::Kind::Qemu).then(|| EMULATED_T_B.to_owned()),
+            t_b_max: None,
+            t_cold: None,
             hosts: [1, 2].map(|number: usize| {
                 let host = lab.host(number);
                 ProtectionHost {
@@ -160,6 +166,34 @@ impl<'lab> Pair<'lab> {
         side.running = None;
         side.running = Some(Running::start(side.host, file)?);
         Ok(())
+    }
+
+    /// Kills a host's process as a crash would.
+    ///
+    /// # Errors
+    /// The host can't be reached, or none runs there.
+    pub(crate) fn kill(&mut self, side: usize) -> Result<()> {
+        self.running(side)?.kill()?;
+        self.sides[side].running = None;
+        Ok(())
+    }
+
+    /// Waits for the end of a host's process by itself and gives its exit code.
+    ///
+    /// # Errors
+    /// It runs on.
+    pub(crate) fn ended(&mut self, side: usize, limit: Duration) -> Result<Option<i32>> {
+        let status = self.running(side)?.wait(limit)?;
+        self.sides[side].running = None;
+        Ok(status.code())
+    }
+
+    /// Notes what a loss of power would leave of the machine on a host: for a moment when all of it is there.
+    ///
+    /// # Errors
+    /// The host can't be reached.
+    pub(crate) fn remember(&mut self, side: usize) -> Result<()> {
+        self.sides[side].remember_machine(&self.file)
     }
 
     /// A host.

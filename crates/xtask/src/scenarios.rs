@@ -13,6 +13,7 @@ mod protect_disk;
 mod protect_mode;
 mod protect_refused;
 mod sizes;
+pub(crate) mod table;
 
 use crate::{
     assets::{Assets, Image},

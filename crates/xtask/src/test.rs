@@ -2,11 +2,16 @@
 
 mod checks;
 mod lab_stage;
+mod table_stage;
 mod tally;
 
-use crate::scenarios;
+use crate::{
+    compile::target_folder,
+    scenarios::{self, table},
+};
 use anyhow::Result;
-use std::process::ExitCode;
+use std::{fs, process::ExitCode};
+use table_stage::{PREFIX, Plan, Table};
 use tally::Tally;
 
 /// Arguments.
@@ -24,6 +29,25 @@ pub(crate) struct Args {
     /// Scenarios at a time; each has a lab host of its own
     #[arg(long, default_value_t = 2, value_name = "N")]
     jobs: usize,
+    #[command(flatten)]
+    table: TableArgs,
+}
+
+/// How the fault table is played.
+#[derive(clap::Args)]
+struct TableArgs {
+    /// The whole fault table, and each of its rows several times; a run that was broken off goes on where it was
+    #[arg(long)]
+    full: bool,
+    /// With --full: how many times each row is played
+    #[arg(long, default_value_t = 3, value_name = "N", requires = "full", value_parser = clap::value_parser!(u32).range(1..))]
+    repeat: u32,
+    /// Where the random moments of faults come from: the same number, the same moments
+    #[arg(long, default_value_t = 1, value_name = "NUMBER")]
+    seed: u64,
+    /// With --full: print the fault table's counts as one JSON object on standard output, and nothing else there
+    #[arg(long, requires = "full")]
+    json: bool,
 }
 
 /// Runs the tests. The exit code is 1 if any failed.
@@ -44,21 +68,66 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         .into_iter()
         .filter(|scenario| !args.skip_lab && wanted(scenario.name))
         .collect();
+    let rows: Vec<_> = table::all()
+        .into_iter()
+        .filter(|row| {
+            let name = format!("{PREFIX}{}", row.name);
+            let asked = args.only.as_deref() == Some(name.as_str());
+            let part = if args.table.full {
+                row.tried
+            } else {
+                row.short
+            };
+            !args.skip_lab && (asked || part) && wanted(&name)
+        })
+        .collect();
     if args.list {
+        let line = |name: &str, what: &str| println!("{name:<28} {what}");
         for check in &checks {
-            println!("{:<28} {}", check.name, check.what);
+            line(check.name, check.what);
         }
         for scenario in &scenarios {
-            println!("{:<28} {}", scenario.name, scenario.what);
+            line(scenario.name, scenario.what);
+        }
+        for row in &rows {
+            line(&format!("{PREFIX}{}", row.name), row.event);
         }
         return Ok(ExitCode::SUCCESS);
     }
-    let mut tally = Tally::default();
+    let mut tally = Tally::new(args.table.json);
     for check in checks {
         check.run(&mut tally);
     }
     if !scenarios.is_empty() {
         lab_stage::run(&scenarios, args.jobs.max(1), &mut tally)?;
     }
+    if !rows.is_empty() {
+        let plan = Plan {
+            rows,
+            rounds: if args.table.full {
+                args.table.repeat
+            } else {
+                1
+            },
+            seed: args.table.seed,
+            full: args.table.full,
+        };
+        let table = table_stage::run(&plan, &mut tally)?;
+        if args.table.full {
+            print(&table, args.table.json)?;
+        }
+    }
     Ok(tally.finish())
+}
+
+/// Prints the fault table and keeps it beside the other reports.
+fn print(table: &Table, json: bool) -> Result<()> {
+    let folder = target_folder().join("reports");
+    fs::create_dir_all(&folder)?;
+    fs::write(folder.join("fault-table.md"), table.text())?;
+    if json {
+        return table.report(lab::detect()?).print(true);
+    }
+    println!("{}", table.text().trim_end());
+    Ok(())
 }

@@ -61,6 +61,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let assets = lab::inside(|| {
         let wanted = Wanted {
             audit: false,
+            witness: false,
             images: &[
                 Image::REGISTRAR_12,
                 Image::REGISTRAR_KEEPALIVED_12,

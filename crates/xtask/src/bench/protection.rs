@@ -132,6 +132,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let assets = lab::inside(|| {
         let wanted = Wanted {
             audit: false,
+            witness: false,
             images: &[Image::REGISTRAR_12],
         };
         Assets::prepare(wanted, &Progress::new())

@@ -19,9 +19,11 @@ const LIMIT: Duration = Duration::from_secs(30);
 
 /// An arbiter that runs on this computer, inside the lab's namespaces. Dropping it ends it.
 pub(crate) struct Arbiter {
-    child: Child,
+    /// `None` while it has no power.
+    child: Option<Child>,
+    romulus: PathBuf,
     /// Its store and keys, which go with it.
-    _folder: TempDir,
+    folder: TempDir,
     log: PathBuf,
     /// Where its own words begin in the log: one of an earlier pair may have written there.
     log_begins: usize,
@@ -60,10 +62,30 @@ impl Arbiter {
         fs::write(path("allowed"), allowed.join("\n") + "\n")?;
         let address = SocketAddr::from((address, PORT));
         let log = logs.join("arbiter.log");
-        let output = File::options().create(true).append(true).open(&log)?;
+        File::options().create(true).append(true).open(&log)?;
         let log_begins = fs::read(&log)?.len();
-        let child = Command::new(romulus)
-            .args(["arbiter", "--listen", &address.to_string()])
+        let mut arbiter = Self {
+            child: None,
+            romulus: romulus.to_owned(),
+            folder,
+            log,
+            log_begins,
+            address,
+            identity,
+        };
+        arbiter.start_again()?;
+        Ok(arbiter)
+    }
+
+    /// Starts it with the store that it has.
+    ///
+    /// # Errors
+    /// It can't be started. Whether it answers shows later.
+    pub(crate) fn start_again(&mut self) -> Result<()> {
+        let output = File::options().append(true).create(true).open(&self.log)?;
+        let path = |name: &str| self.folder.path().join(name);
+        let child = Command::new(&self.romulus)
+            .args(["arbiter", "--listen", &self.address.to_string()])
             .arg("--store")
             .arg(path("store"))
             .arg("--identity")
@@ -75,14 +97,20 @@ impl Arbiter {
             .stderr(output)
             .spawn()
             .context("starting the arbiter")?;
-        Ok(Self {
-            child,
-            _folder: folder,
-            log,
-            log_begins,
-            address,
-            identity,
-        })
+        self.child = Some(child);
+        Ok(())
+    }
+
+    /// Ends it as a loss of power would.
+    pub(crate) fn kill(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            process::kill(&mut child);
+        }
+    }
+
+    /// Where its records are.
+    pub(crate) fn store(&self) -> PathBuf {
+        self.folder.path().join("store")
     }
 
     /// What it has said so far.
@@ -107,12 +135,15 @@ impl Arbiter {
         Ok(())
     }
 
-    /// Checks that it has not ended.
+    /// Checks that it has not ended by itself.
     ///
     /// # Errors
     /// It has, with what it said.
     pub(crate) fn still_runs(&mut self) -> Result<()> {
-        if let Some(status) = self.child.try_wait()? {
+        let Some(child) = &mut self.child else {
+            return Ok(());
+        };
+        if let Some(status) = child.try_wait()? {
             anyhow::bail!(
                 "the arbiter ended with {status}: {}",
                 self.messages()?.trim()
@@ -124,7 +155,7 @@ impl Arbiter {
 
 impl Drop for Arbiter {
     fn drop(&mut self) {
-        process::kill(&mut self.child);
+        self.kill();
     }
 }
 

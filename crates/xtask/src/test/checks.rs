@@ -1,6 +1,6 @@
 //! The checks and tests that need no lab.
 
-use super::tally::{Tally, print_line};
+use super::tally::Tally;
 use crate::{compile::cargo, fuzz};
 use anyhow::{Context as _, Result};
 use images::{Progress, Suite, ensure_packages, unpacked};
@@ -87,7 +87,7 @@ impl Check {
             eprintln!("{}", verdict.output.trim_end());
         }
         tally.add(verdict.passed, verdict.failed);
-        print_line(
+        tally.print_line(
             self.name,
             verdict.failed == 0,
             start.elapsed(),

@@ -38,6 +38,7 @@ struct Ended<'a> {
 pub(super) fn run(scenarios: &[&Scenario], jobs: usize, tally: &mut Tally) -> Result<()> {
     let wanted = Wanted {
         audit: scenarios::need_audit(scenarios),
+        witness: false,
         images: &scenarios::images(scenarios),
     };
     let assets = Assets::prepare(wanted, &Progress::new())?;
@@ -157,13 +158,13 @@ fn tell(ended: &Ended<'_>, tally: &mut Tally) {
     tally.line(name, ended.failure.is_none(), ended.time, &remark);
     let folder = logs(name);
     if ended.failure.is_some() {
-        println!("       consoles and logs: {}", folder.display());
+        tally.say(&format!("       consoles and logs: {}", folder.display()));
     }
     if ended.first_failure.is_some() {
-        println!(
+        tally.say(&format!(
             "       consoles and logs of the first try: {}",
             first_try(&folder).display()
-        );
+        ));
     }
 }
 

@@ -324,6 +324,27 @@ pub(crate) fn open(name: &str) -> Result<(), Error> {
         })
 }
 
+/// Checks that the tap named `name`, to which `writer` leads, has not been deleted.
+///
+/// # Errors
+/// It has.
+pub(crate) fn check_attached(name: &str, writer: &TapWriter) -> Result<(), Error> {
+    // SAFETY: all zeros is a value of this plain C structure.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    // SAFETY: TUNGETIFF writes one ifreq.
+    let asked = unsafe {
+        libc::ioctl(
+            writer.as_fd().as_raw_fd(),
+            libc::TUNGETIFF as _,
+            &raw mut request,
+        )
+    };
+    check(asked).map_err(|source| Error::Host {
+        what: format!("tap {name} has been deleted; the machine needs it to run here"),
+        source,
+    })
+}
+
 fn set_up(socket: &OwnedFd, name: &str, wanted: bool) -> io::Result<()> {
     let mut request = named(name)?;
     // SAFETY: SIOCGIFFLAGS writes one ifreq.

@@ -189,6 +189,20 @@ fn a_shut_tap_is_down_and_empty_until_it_is_opened() {
 }
 
 #[test]
+fn a_tap_that_was_deleted_is_missed_also_when_another_has_its_name() {
+    alone(|| {
+        let shut = Tap::new(&nic(None), true).unwrap();
+        let writer = shut.writer().unwrap();
+        check_attached("t0", &writer).unwrap();
+        ip("link delete t0");
+        let error = check_attached("t0", &writer).unwrap_err().to_string();
+        assert!(error.contains("tap t0 has been deleted"), "{error}");
+        ip("tuntap add t0 mode tap vnet_hdr");
+        assert!(check_attached("t0", &writer).is_err());
+    });
+}
+
+#[test]
 fn what_is_missing_or_wrong_is_told_by_name() {
     alone(|| {
         let refused = |nic: &Nic| opened(nic).map(|_| ()).unwrap_err().to_string();

@@ -4,6 +4,7 @@ use super::link::HEADER;
 use std::{
     fs::File,
     io::{self, Write},
+    os::fd::{AsFd, BorrowedFd},
     sync::Arc,
 };
 
@@ -24,6 +25,11 @@ impl TapWriter {
         Self {
             file: Arc::new(file),
         }
+    }
+
+    /// The tap itself.
+    pub(crate) fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
     }
 
     /// Writes one frame, its virtio-net header (12 bytes) first. It never blocks.

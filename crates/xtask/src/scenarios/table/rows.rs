@@ -1,0 +1,101 @@
+//! The rows of the table: what happens, what is to follow, and how it is done.
+
+mod arbiter;
+mod guests;
+mod hosts;
+mod load;
+mod paths;
+mod processes;
+mod split;
+
+use super::stand::Stand;
+use anyhow::Result;
+
+/// Where the machine's disk is, on both hosts.
+pub(crate) const IMAGE: &str = "/images/data.img";
+
+/// One event, and what it does to a protected pair.
+pub(crate) struct Row {
+    /// Its name: `table/NAME` for whoever asks for it.
+    pub(crate) name: &'static str,
+    /// What happens.
+    pub(crate) event: &'static str,
+    /// What is to follow.
+    pub(crate) follows: &'static str,
+    /// Whether it is part of the short form.
+    pub(crate) short: bool,
+    /// Whether it has been seen to do what it says. Others are played only by their full name: a table has no rows that nobody
+    /// has seen.
+    pub(crate) tried: bool,
+    /// The pair's mode, where it is not the usual one. Such a row has a pair of its own.
+    pub(crate) mode: Option<&'static str>,
+    /// Lets it happen, and leaves the machine protected.
+    pub(crate) play: fn(&mut Stand<'_>) -> Result<()>,
+}
+
+impl Row {
+    const fn new(
+        name: &'static str,
+        event: &'static str,
+        follows: &'static str,
+        play: fn(&mut Stand<'_>) -> Result<()>,
+    ) -> Self {
+        Self {
+            name,
+            event,
+            follows,
+            short: false,
+            tried: true,
+            mode: None,
+            play,
+        }
+    }
+
+    const fn short(mut self) -> Self {
+        self.short = true;
+        self
+    }
+
+    const fn untried(mut self) -> Self {
+        self.tried = false;
+        self
+    }
+
+    const fn mode(mut self, mode: &'static str) -> Self {
+        self.mode = Some(mode);
+        self
+    }
+}
+
+/// All rows, in the order in which they run.
+pub(crate) fn all() -> Vec<&'static Row> {
+    [
+        hosts::ALL,
+        paths::ALL,
+        processes::ALL,
+        arbiter::ALL,
+        guests::ALL,
+        load::ALL,
+        split::ALL,
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::all;
+    use std::collections::HashSet;
+
+    #[test]
+    fn rows_have_names_of_their_own_and_say_what_is_to_follow() {
+        let names: HashSet<&str> = all().iter().map(|row| row.name).collect();
+        assert_eq!(names.len(), all().len());
+        for row in all() {
+            assert!(row.name.chars().all(|c| c.is_ascii_lowercase() || c == '-'));
+            assert!(!row.event.is_empty() && !row.follows.is_empty());
+            assert!(row.tried || !row.short, "{}", row.name);
+        }
+    }
+}
