@@ -233,7 +233,7 @@ mod tests {
             threads
                 .into_iter()
                 .flatten()
-                .any(|thread| thread.is_finished())
+                .any(thread::JoinHandle::is_finished)
         };
         while !ended()
             && (counter.answered() < good || counter.shared.asked.load(Ordering::Acquire) <= good)
