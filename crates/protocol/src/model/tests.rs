@@ -181,6 +181,7 @@ missed! {
     hand_back: HandBack, two_faults;
     sidecar_adds: SidecarAdds, two_faults;
     cold_keeps_heir: ColdKeepsHeir, two_faults;
+    only_heir_beats: OnlyHeirBeats, two_faults;
     claim_whole: ClaimWhole, two_faults;
     name_covers: NameCovers, one_fault;
     hold_before_naming: HoldBeforeNaming, one_fault;
