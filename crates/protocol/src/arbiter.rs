@@ -15,7 +15,7 @@ use crate::record::{Change, Record, Refusal, Right};
 const WAITING_MAX: usize = 64;
 
 /// What may be asked of the arbiter.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Ask {
     /// The record as it stands. Reading permits nothing.
     Read,
@@ -26,7 +26,7 @@ pub enum Ask {
 }
 
 /// A request to the arbiter.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Request {
     /// The machine it is about.
     pub machine: MachineId,
@@ -39,7 +39,7 @@ pub struct Request {
 }
 
 /// The arbiter's answer: always with the record as it stands, so that a refusal also informs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Answer {
     /// The machine.
     pub machine: MachineId,
@@ -109,7 +109,7 @@ pub enum Event {
 }
 
 /// What the arbiter wants done.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Action {
     /// Make this record durable, then say [`Event::Stored`].
     Store(Record),
@@ -122,7 +122,7 @@ pub enum Action {
     },
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug, Default, PartialEq, Eq, Hash, Clone)]
 struct Machine {
     record: Option<Record>,
     storing: Option<(Record, u64, Request)>,
@@ -130,7 +130,7 @@ struct Machine {
 }
 
 /// The arbiter's state: one record a machine.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone, PartialEq, Eq, Hash)]
 pub struct Arbiter {
     machines: BTreeMap<MachineId, Machine>,
     actions: VecDeque<Action>,

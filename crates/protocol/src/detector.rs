@@ -37,7 +37,7 @@ const NOISE_LASTS: Duration = Duration::from_secs(10);
 const NOISE_COUNTS: usize = 3;
 
 /// What is known of one other incarnation.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Peer {
     /// Who.
     pub incarnation: Incarnation,
@@ -71,7 +71,7 @@ pub enum Watch {
 }
 
 /// The detector of one host.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Detector {
     timing: Timing,
     guards: Guards,
@@ -331,5 +331,48 @@ impl Detector {
             self.t_b = t_b;
             t_b
         })
+    }
+}
+
+#[cfg(test)]
+impl Detector {
+    /// Whoever watches its heir counts echoes alone.
+    pub(crate) fn forget_vouched(&mut self) {
+        self.peers.iter_mut().for_each(|p| p.vouched = None);
+    }
+
+    /// Times relative to now. What is too old to count is gone, and so is the order of peers,
+    /// which matters only where there are more of them than a heartbeat has echoes.
+    pub(crate) fn rebase(&mut self, clocks: &crate::model::Clocks) {
+        clocks.own(&mut self.started);
+        clocks.own(&mut self.ticked);
+        clocks.own(&mut self.loop_turned);
+        self.sent.iter_mut().for_each(|sent| clocks.own(sent));
+        for peer in &mut self.peers {
+            clocks.own(&mut peer.heard);
+            peer.echoed.iter_mut().for_each(|t| clocks.own(t));
+            peer.vouched.iter_mut().for_each(|t| clocks.own(t));
+            clocks.of(peer.incarnation, &mut peer.newest);
+            let of = peer.incarnation;
+            peer.moving.iter_mut().for_each(|t| clocks.of(of, t));
+            if clocks.is_warm() {
+                peer.heard = crate::model::NOW;
+            }
+            if clocks.is_coarse() {
+                // Each heartbeat is newer than the one before.
+                (peer.newest, peer.generation) = (Time(0), Generation(0));
+            }
+        }
+        self.peers
+            .retain(|p| clocks.lives(p.incarnation) || clocks.recent(p.heard));
+        self.peers.sort_unstable_by_key(|p| p.incarnation);
+        for (from, to) in &mut self.late {
+            clocks.own(from);
+            clocks.own(to);
+        }
+        self.late.retain(|(from, to)| from < to);
+        if self.timing.t_b == self.timing.t_b_max {
+            self.noise.clear();
+        }
     }
 }

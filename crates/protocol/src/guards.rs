@@ -110,7 +110,7 @@ guards! {
 }
 
 /// The guards in force: all of them, except in a weakened protocol.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Guards {
     #[cfg(any(test, feature = "weaken"))]
     removed: u64,

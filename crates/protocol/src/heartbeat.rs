@@ -17,7 +17,7 @@ pub enum Activity {
 }
 
 /// "I had this of you": the newest send time of a partner's heartbeats.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Echo {
     /// Whose heartbeat.
     pub of: Incarnation,
@@ -29,7 +29,7 @@ pub struct Echo {
 pub const ECHOES_MAX: usize = 4;
 
 /// One heartbeat. The same one goes to every partner over every path (DESIGN, "Detection").
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Heartbeat {
     /// The machine.
     pub machine: MachineId,

@@ -21,6 +21,8 @@ pub mod heartbeat;
 pub mod host;
 pub mod id;
 pub mod message;
+#[cfg(test)]
+mod model;
 pub mod record;
 pub mod sidecar;
 #[cfg(any(test, feature = "simulator"))]

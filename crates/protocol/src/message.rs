@@ -17,7 +17,7 @@
 use crate::id::{Epoch, Generation, Incarnation, MachineId, SessionId, Term};
 
 /// The first message in each direction: who is it, and can the two work together?
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Hello {
     /// The machine.
     pub machine: MachineId,
@@ -89,7 +89,7 @@ impl Hello {
 }
 
 /// The end of one epoch's checkpoint. It follows all of its parts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Checkpoint {
     /// The session it belongs to.
     pub session: SessionId,
@@ -111,7 +111,7 @@ pub struct Checkpoint {
 }
 
 /// A message on the link.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Message {
     /// See [`Hello`]. For the edge: the state machines are told of a connection only after it.
     Hello(Hello),

@@ -56,7 +56,7 @@ pub struct Change {
 }
 
 /// On what ground a change is asked for.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Right {
     /// The sender is the record's runner or heir.
     Named,
@@ -67,7 +67,7 @@ pub enum Right {
 }
 
 /// Why the arbiter did not apply a change.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error, Hash)]
 pub enum Refusal {
     /// There is no record of the machine.
     #[error("the arbiter has no record of this machine; `romulus create` makes one")]

@@ -16,7 +16,7 @@ pub enum DiskState {
 }
 
 /// The sidecar. Reading never changes it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Sidecar {
     /// The machine whose disk it is.
     pub machine: MachineId,

@@ -7,7 +7,7 @@ use thiserror::Error;
 use crate::guards::{Guard, Guards};
 
 /// All time-outs. The names are DESIGN's ("Detection").
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Timing {
     /// From one heartbeat to the next; at least ten fit into `t_b`.
     pub heartbeat: Duration,

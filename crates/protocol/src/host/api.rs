@@ -13,7 +13,7 @@ use crate::timing::Timing;
 use super::Permit;
 
 /// What does not change in a process's life.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Config {
     /// The machine.
     pub machine: MachineId,
@@ -94,7 +94,7 @@ pub struct Sealed {
 }
 
 /// From what a machine starts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Source {
     /// From its disk, like a computer that is switched on.
     Cold,
@@ -112,7 +112,7 @@ pub enum Source {
 }
 
 /// What a host wants done, in this order.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Action {
     /// Send to the arbiter.
     Arbiter(Request),
@@ -172,7 +172,7 @@ pub enum Action {
 }
 
 /// What people and metrics are told.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Notice {
     /// The machine runs here.
     Running {

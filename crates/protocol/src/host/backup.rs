@@ -13,7 +13,7 @@ use super::storing::Then;
 use super::waiting::Load;
 use super::{Action, Host, Notice, Role, Source};
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Stage {
     /// The sidecar is not yet durably `resyncing`.
     Preparing,
@@ -28,7 +28,7 @@ enum Stage {
 }
 
 /// A replica and the session that fills it.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Replica {
     pub(super) session: SessionId,
     pub(super) term: Term,

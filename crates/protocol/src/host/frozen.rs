@@ -16,7 +16,7 @@ use super::waiting::Load;
 use super::{Action, Host, Role, Source};
 
 /// What a frozen host keeps.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Kept {
     /// The machine that it ran, paused.
     Machine(Primary),
@@ -24,7 +24,7 @@ pub(super) enum Kept {
     Replica(Replica),
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Frozen {
     kept: Kept,
     load: Load,
@@ -104,6 +104,16 @@ impl Frozen {
         match &self.kept {
             Kept::Machine(_) => Source::Paused,
             Kept::Replica(replica) => replica.source(),
+        }
+    }
+}
+
+#[cfg(test)]
+impl Frozen {
+    pub(super) fn rebase(&mut self, clocks: &crate::model::Clocks) {
+        clocks.own(&mut self.failed_at);
+        if let Kept::Machine(primary) = &mut self.kept {
+            primary.rebase(clocks);
         }
     }
 }

@@ -67,7 +67,7 @@ use crate::timing::TimingError;
 const CONNECTED_MAX: usize = 8;
 
 /// What the host is and all that belongs to it.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 enum Role {
     Waiting(Waiting),
     Backup(Replica),
@@ -77,7 +77,7 @@ enum Role {
 }
 
 /// The state machine of one process. Give it events, then do what [`Host::poll`] says, in order.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Host {
     config: Config,
     me: Incarnation,
@@ -476,5 +476,35 @@ impl Host {
                 self.notice(Notice::Protected(protected));
             }
         }
+    }
+}
+
+#[cfg(test)]
+impl Host {
+    /// The same process with all of its times relative to now, and without what changes nothing
+    /// but notices: the model tells two states apart by what matters.
+    pub(crate) fn rebase(&mut self, clocks: &crate::model::Clocks) {
+        match &mut self.role {
+            Role::Waiting(waiting) => waiting.rebase(clocks),
+            Role::Frozen(frozen) => frozen.rebase(clocks),
+            Role::Primary(primary) => primary.rebase(clocks),
+            Role::Backup(_) | Role::Ended => {}
+        }
+        self.seat.rebase(clocks);
+        self.detector.rebase(clocks);
+        if clocks.is_warm() && matches!(self.role, Role::Primary(_)) {
+            self.detector.forget_vouched();
+        }
+        for candidate in &mut self.connected {
+            candidate.rebase(clocks);
+        }
+        self.permit.until.iter_mut().for_each(|t| clocks.own(t));
+        self.protected = self.protected.map(|_| Time(0));
+        (self.unreachable, self.trouble) = (false, None);
+    }
+
+    /// How many sessions this process has offered.
+    pub(crate) fn sessions(&self) -> u64 {
+        self.sessions
     }
 }

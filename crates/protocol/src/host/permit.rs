@@ -20,7 +20,7 @@ pub enum Pass {
 }
 
 /// The rule of the moment. Small and `Copy`: publish it to the thread that writes to the tap.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Permit {
     /// Which output may leave.
     pub pass: Pass,

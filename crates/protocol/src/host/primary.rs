@@ -10,14 +10,14 @@ use super::seat::Why;
 use super::{Action, Host, Role, Sealed};
 
 /// A connected incarnation that could be filled.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Candidate {
     pub(super) incarnation: Incarnation,
     /// A session with it failed: not again before this.
     pub(super) not_before: Time,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 enum Stage {
     /// `Begin` is sent, `Ready` is not here.
     Offered,
@@ -29,7 +29,7 @@ enum Stage {
     Tried,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Session {
     id: SessionId,
     peer: Incarnation,
@@ -45,7 +45,7 @@ struct Session {
 }
 
 /// The machine that this host runs.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Primary {
     pub(super) term: Term,
     /// The epoch that runs.
@@ -102,6 +102,26 @@ impl Primary {
 
     fn holds(&self) -> bool {
         self.session.as_ref().is_some_and(|s| s.cover.is_some())
+    }
+}
+
+#[cfg(test)]
+impl Candidate {
+    pub(super) fn rebase(&mut self, clocks: &crate::model::Clocks) {
+        clocks.own(&mut self.not_before);
+    }
+}
+
+#[cfg(test)]
+impl Primary {
+    pub(super) fn rebase(&mut self, clocks: &crate::model::Clocks) {
+        clocks.own(&mut self.ended);
+        if let Some(session) = &mut self.session {
+            clocks.own(&mut session.offered);
+            if clocks.is_coarse() {
+                session.offers = 1;
+            }
+        }
     }
 }
 

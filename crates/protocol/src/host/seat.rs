@@ -15,7 +15,7 @@ use crate::record::{Change, Phase, Record, Refusal, Right};
 use crate::time::Time;
 
 /// What a request is for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Why {
     /// To name an heir.
     Name,
@@ -29,7 +29,7 @@ pub(super) enum Why {
     HandBack,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Pending {
     why: Why,
     right: Right,
@@ -59,7 +59,7 @@ pub(super) enum News {
 }
 
 /// See the module's text.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Seat {
     machine: MachineId,
     me: Incarnation,
@@ -271,5 +271,18 @@ impl Seat {
 
     fn expect_answer(&mut self, now: Time) {
         self.unanswered.get_or_insert(now);
+    }
+}
+
+#[cfg(test)]
+impl Seat {
+    /// Forgets what only notices depend on: numbers of requests, and how long nothing was answered.
+    pub(super) fn rebase(&mut self, clocks: &crate::model::Clocks) {
+        clocks.own(&mut self.since);
+        if let Some(pending) = &mut self.pending {
+            clocks.own(&mut pending.sent);
+        }
+        (self.number, self.fresh) = (0, 0);
+        (self.asked, self.unanswered) = (None, None);
     }
 }

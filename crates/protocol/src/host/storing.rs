@@ -9,7 +9,7 @@ use crate::time::Time;
 use super::{Action, Host};
 
 /// What a durable sidecar allows.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Then {
     /// Nothing waits for it.
     Nothing,
@@ -24,7 +24,7 @@ pub(super) enum Then {
 }
 
 /// The queue. Its first entry is with the engine.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub(super) struct Stores {
     queue: VecDeque<(Sidecar, Then)>,
     failed: bool,

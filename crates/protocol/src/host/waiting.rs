@@ -17,7 +17,7 @@ use super::storing::Then;
 use super::{Action, Host, Role, Source};
 
 /// How far a claimed start has come.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub(super) enum Load {
     /// Not begun.
     #[default]
@@ -30,7 +30,7 @@ pub(super) enum Load {
     Failed,
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Waiting {
     /// Since when the record's incarnations have been silent and the record unchanged.
     quiet_since: Time,
@@ -45,6 +45,14 @@ impl Waiting {
             load: Load::No,
             failed_at: now,
         }
+    }
+}
+
+#[cfg(test)]
+impl Waiting {
+    pub(super) fn rebase(&mut self, clocks: &crate::model::Clocks) {
+        clocks.own(&mut self.quiet_since);
+        clocks.own(&mut self.failed_at);
     }
 }
 
