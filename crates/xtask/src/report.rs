@@ -4,7 +4,7 @@ mod computer;
 pub(crate) mod plot;
 mod stolen;
 
-pub(crate) use computer::Computer;
+pub(crate) use computer::{Computer, commit};
 pub(crate) use stolen::ProcessorTimes;
 
 use anyhow::Result;

@@ -5,7 +5,7 @@ use crate::{
     assets::{Assets, Image, Wanted},
     compile::target_folder,
     process::{self, THIS_PROGRAM},
-    report::{Report, Row as Measured, Target},
+    report::{self, Report, Row as Measured, Target},
     scenarios::table::{Entry, Job, Journal, ROW_LIMIT, Row},
 };
 use anyhow::{Context as _, Result};
@@ -84,7 +84,8 @@ pub(super) fn run(plan: &Plan, tally: &mut Tally) -> Result<Table> {
     let kept = target_folder().join("fault-table");
     fs::create_dir_all(&kept).with_context(|| format!("making {}", kept.display()))?;
     let path = if plan.full {
-        kept.join(format!("seed-{}.jsonl", plan.seed))
+        // What another version did is no part of this run.
+        kept.join(format!("{}-seed-{}.jsonl", report::commit(), plan.seed))
     } else {
         folder.path().join("journal.jsonl")
     };

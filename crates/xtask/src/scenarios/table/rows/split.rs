@@ -12,7 +12,6 @@ pub(super) const ALL: &[Row] = &[Row::new(
     "its media stops before T_p, and the backup takes over",
     cut,
 )
-.untried()
 .mode("split")];
 
 /// Where the media goes: the lab's client, of whom nobody listens there.
