@@ -17,9 +17,9 @@ use tally::Tally;
 /// Arguments.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Run only the checks and scenarios whose name contains this
-    #[arg(long, value_name = "PATTERN")]
-    only: Option<String>,
+    /// Run only the checks and scenarios whose name contains this, or one of several such as "net/,disk/"
+    #[arg(long, value_name = "PATTERN", value_delimiter = ',')]
+    only: Vec<String>,
     /// Print the names of all checks and scenarios, and run none
     #[arg(long)]
     list: bool,
@@ -56,9 +56,11 @@ struct TableArgs {
 /// A test could not even be begun.
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let wanted = |name: &str| {
-        args.only
-            .as_ref()
-            .is_none_or(|pattern| name.contains(pattern))
+        args.only.is_empty()
+            || args
+                .only
+                .iter()
+                .any(|pattern| name.contains(pattern.as_str()))
     };
     let checks: Vec<_> = checks::ALL
         .iter()
@@ -72,7 +74,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         .into_iter()
         .filter(|row| {
             let name = format!("{PREFIX}{}", row.name);
-            let asked = args.only.as_deref() == Some(name.as_str());
+            let asked = args.only.contains(&name);
             let part = if args.table.full {
                 row.tried
             } else {

@@ -110,9 +110,14 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Writes way number `way` into the pair's file, for the next process that is started with it.
-fn set(pair: &mut Pair<'_>, way: usize) -> Result<()> {
-    let (_, output, input) = WAYS[way % WAYS.len()];
+/// Which of [`WAYS`] it is at cut number `number`. The two hosts lose their power in turns, and each way comes to both.
+fn way(number: usize) -> usize {
+    (number + number / WAYS.len()) % WAYS.len()
+}
+
+/// Writes the way of cut number `number` into the pair's file, for the next process that is started with it.
+fn set(pair: &mut Pair<'_>, number: usize) -> Result<()> {
+    let (_, output, input) = WAYS[way(number)];
     let protection = pair.file.protection.as_mut();
     let protection = protection.context("the machine is not protected")?;
     protection.resend_output = Some(output);
@@ -130,7 +135,7 @@ fn cut_all(
     let mut seen = WAYS.map(|_| Vec::new());
     let times = args.cuts as usize * WAYS.len();
     for number in 0..times {
-        let way = number % WAYS.len();
+        let way = way(number);
         let step = progress.step(format!("cut {} of {times}: {}", number + 1, WAYS[way].0));
         let runner = pair.runner()?.context("no host runs the machine")?;
         let plan = Plan {
@@ -282,8 +287,17 @@ fn rows(name: &str, seen: &[Seen]) -> Vec<Row> {
 
 #[cfg(test)]
 mod tests {
-    use super::{on_their_way, repeated};
+    use super::{WAYS, on_their_way, repeated, way};
     use crate::sipp::{Answer, Outcome};
+
+    #[test]
+    fn each_way_comes_to_both_hosts_equally_often() {
+        let mut seen = [[0; 2]; WAYS.len()];
+        for number in 0..16 {
+            seen[way(number)][number % 2] += 1;
+        }
+        assert_eq!(seen, [[2, 2]; WAYS.len()]);
+    }
 
     #[test]
     fn on_their_way_is_what_began_before_the_cut_and_ended_after_it() {
