@@ -75,11 +75,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         .filter(|row| {
             let name = format!("{PREFIX}{}", row.name);
             let asked = args.only.contains(&name);
-            let part = if args.table.full {
-                row.tried
-            } else {
-                row.short
-            };
+            let part = args.table.full || row.short;
             !args.skip_lab && (asked || part) && wanted(&name)
         })
         .collect();

@@ -24,9 +24,6 @@ pub(crate) struct Row {
     pub(crate) follows: &'static str,
     /// Whether it is part of the short form.
     pub(crate) short: bool,
-    /// Whether it has been seen to do what it says. Others are played only by their full name: a table has no rows that nobody
-    /// has seen.
-    pub(crate) tried: bool,
     /// The pair's mode, where it is not the usual one. Such a row has a pair of its own.
     pub(crate) mode: Option<&'static str>,
     /// Lets it happen, and leaves the machine protected.
@@ -45,7 +42,6 @@ impl Row {
             event,
             follows,
             short: false,
-            tried: true,
             mode: None,
             play,
         }
@@ -53,11 +49,6 @@ impl Row {
 
     const fn short(mut self) -> Self {
         self.short = true;
-        self
-    }
-
-    const fn untried(mut self) -> Self {
-        self.tried = false;
         self
     }
 
@@ -95,7 +86,6 @@ mod tests {
         for row in all() {
             assert!(row.name.chars().all(|c| c.is_ascii_lowercase() || c == '-'));
             assert!(!row.event.is_empty() && !row.follows.is_empty());
-            assert!(row.tried || !row.short, "{}", row.name);
         }
     }
 }

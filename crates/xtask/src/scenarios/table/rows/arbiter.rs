@@ -28,29 +28,25 @@ pub(super) const ALL: &[Row] = &[
         "the arbiter is killed during a takeover, and is back a little later",
         "the backup takes over once the arbiter is back, if it had not before",
         during,
-    )
-    .untried(),
+    ),
     Row::new(
         "arbiter-gone-after",
         "the arbiter is gone while all is well, and after a takeover",
         "the machine serves on; it is protected again when the arbiter is back",
         after,
-    )
-    .untried(),
+    ),
     Row::new(
         "arbiter-empty",
         "the arbiter is installed anew with an empty store, then the primary's host loses its power",
         "both hosts say that the record is missing; nobody runs alone until the store is back",
         empty,
-    )
-    .untried(),
+    ),
     Row::new(
         "arbiter-disk-full",
         "the arbiter's disk is full, then the primary's host loses its power",
         "nobody runs the machine until there is room; then the backup does",
         disk_full,
-    )
-    .untried(),
+    ),
 ];
 
 fn before(stand: &mut Stand<'_>) -> Result<()> {

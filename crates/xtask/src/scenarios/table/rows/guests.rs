@@ -22,8 +22,7 @@ pub(super) const ALL: &[Row] = &[
         "the guest's kernel panics; its process is started again",
         "the process ends with 11 and nobody takes over; then it starts anew",
         panic,
-    )
-    .untried(),
+    ),
     Row::new(
         "guest-power-off",
         "the guest switches itself off; its process is started again later",
@@ -36,8 +35,7 @@ pub(super) const ALL: &[Row] = &[
         "`romulus stop`; both processes are started again later",
         "the guest shuts down in order and nobody takes over; then it starts anew",
         stop,
-    )
-    .untried(),
+    ),
 ];
 
 /// How long a guest may take to shut down, or to be up again.

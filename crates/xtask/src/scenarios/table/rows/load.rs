@@ -15,15 +15,13 @@ pub(super) const ALL: &[Row] = &[
         "20 % loss and 5 ms delay on the replication path, both ways",
         "whoever runs it serves; nothing is ever wrong, and all is well when the path is",
         lossy,
-    )
-    .untried(),
+    ),
     Row::new(
         "large-checkpoint",
         "the guest changes 50 000 pages within one epoch",
         "nobody takes over: heartbeats do not wait behind data",
         large_checkpoint,
-    )
-    .untried(),
+    ),
 ];
 
 /// How long the path is bad.

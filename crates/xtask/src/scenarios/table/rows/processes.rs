@@ -42,8 +42,7 @@ pub(super) const ALL: &[Row] = &[
         "the primary hangs; the winner cannot open its network; the primary goes on",
         "the winner hands the record back, and the old primary runs the machine on",
         winner_cannot_start,
-    )
-    .untried(),
+    ),
 ];
 
 fn killed(stand: &mut Stand<'_>) -> Result<()> {
