@@ -7,7 +7,7 @@ use crate::{node::lock, outbox::Outbox};
 use romulus_machine::{Incoming, Inlet};
 use romulus_network::{
     HEADER,
-    flow::{Carries, flow},
+    flow::{Carries, GLANCE, flow},
 };
 use romulus_protocol::{id::SessionId, message::Message};
 use std::sync::{
@@ -15,8 +15,6 @@ use std::sync::{
     atomic::{AtomicU64, Ordering},
 };
 
-/// What is looked at of a frame: as much as of those that go out.
-const GLANCE: usize = 192;
 /// Bytes at the end of the virtio-net header that a tap leaves as they were.
 const UNSET: std::ops::Range<usize> = HEADER - 2..HEADER;
 

@@ -8,7 +8,8 @@ mod tests;
 use crate::{clock, orders::Orders};
 use romulus_machine::{Outgoing, Outlet, TapWriter};
 use romulus_network::{
-    Addresses, Delays, HEADER, Mac, Mode, OutputQueue, in_flight::frames, mode::Verdict,
+    Addresses, Delays, HEADER, Mac, Mode, OutputQueue, flow::GLANCE, in_flight::frames,
+    mode::Verdict,
 };
 use romulus_protocol::{
     host::{Pass, Permit},
@@ -19,9 +20,6 @@ use std::{
     io,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
-
-/// What is looked at of a frame: Ethernet, two VLAN tags, IPv6, some extension headers, UDP and RTP with an extension.
-const GLANCE: usize = 192;
 
 /// Bytes of one epoch's output that its checkpoint carries at most.
 pub(crate) const RESENT_MAX: usize = 32 << 20;

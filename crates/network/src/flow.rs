@@ -14,6 +14,8 @@ use etherparse::{
     Ipv6HeaderSlice, SingleVlanHeader, SingleVlanHeaderSlice, UdpHeader, UdpHeaderSlice,
 };
 
+/// How many bytes of a frame are worth a look: Ethernet, two VLAN tags, IPv6, some extension headers, UDP and RTP with an extension.
+pub const GLANCE: usize = 192;
 /// Tags that are taken off: a provider's and the customer's.
 const TAGS: usize = 2;
 /// Headers between IPv6's own and UDP's that are walked over.

@@ -118,6 +118,21 @@ pub(crate) struct Wanted<'a> {
 }
 
 impl Assets {
+    /// Makes these guests ready, and what every lab needs.
+    ///
+    /// # Errors
+    /// As [`Self::prepare`].
+    pub(crate) fn with_guests(images: &[Image]) -> Result<Self> {
+        lab::inside(|| {
+            let wanted = Wanted {
+                audit: false,
+                witness: false,
+                images,
+            };
+            Self::prepare(wanted, &Progress::new())
+        })
+    }
+
     /// Installs, compiles and builds what is missing.
     ///
     /// # Errors

@@ -6,7 +6,7 @@
 mod fault;
 
 use crate::{
-    assets::{Assets, Image, Wanted},
+    assets::{Assets, Image},
     compile::target_folder,
     crossing::{self, Crossing, Plan},
     live,
@@ -66,14 +66,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     if let Some(fault) = args.fault {
         return fault::run(fault, args.json);
     }
-    let assets = lab::inside(|| {
-        let wanted = Wanted {
-            audit: false,
-            witness: false,
-            images: &[Image::REGISTRAR_12],
-        };
-        Assets::prepare(wanted, &Progress::new())
-    })?;
+    let assets = Assets::with_guests(&[Image::REGISTRAR_12])?;
     let progress = Progress::new();
     let logs = target_folder().join("lab-logs/demo");
     let config = assets.lab_config(2, pair::HOST_MIB, &logs);

@@ -8,6 +8,7 @@ use crate::{
     datagram::{Path, Paths},
     disks::{Replicas, WritableDisk},
     identity::Secret,
+    link::{self, Connection, Listener, Terms},
     node::Node,
     orders::Orders,
     output::Output,
@@ -248,6 +249,18 @@ pub(crate) fn tiny() -> Option<Tiny> {
         stride: 3,
         first_page: 1024,
         wait: 1000,
+    })
+}
+
+/// Both ends of a link in plain text.
+pub(crate) fn linked() -> (Connection, Connection) {
+    let terms = Terms::insecure();
+    let listener = Listener::bind(([127, 0, 0, 1], 0).into()).unwrap();
+    thread::scope(|scope| {
+        let call = || link::connect(listener.address(), None, &terms, Duration::from_secs(30));
+        let ours = scope.spawn(call);
+        let theirs = listener.accept(&terms).unwrap();
+        (ours.join().unwrap().unwrap(), theirs)
     })
 }
 

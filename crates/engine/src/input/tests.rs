@@ -1,8 +1,7 @@
 //! What the backup is told of input.
 
 use super::*;
-use crate::link::{self, Closer, Listener, Terms};
-use std::{net::Ipv4Addr, thread, time::Duration};
+use crate::{backup::testing::linked, link::Closer};
 
 /// A frame as a tap gives it.
 struct Frame(Vec<u8>);
@@ -33,13 +32,7 @@ fn udp(payload: &[u8]) -> Frame {
 }
 
 fn closer() -> Closer {
-    let listener = Listener::bind((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
-    let address = listener.address();
-    let server = thread::spawn(move || listener.accept(&Terms::insecure()));
-    let long = Duration::from_mins(1);
-    let connection = link::connect(address, None, &Terms::insecure(), long).unwrap();
-    server.join().unwrap().unwrap();
-    connection.closer()
+    linked().0.closer()
 }
 
 fn session() -> SessionId {

@@ -2,10 +2,9 @@
 
 use super::{Item, Outbox, Stream, Writer};
 use crate::{
-    backup::testing::{session, until, world},
+    backup::testing::{linked, session, until, world},
     disks::{Resync, WritableDisk, WriteLog, tell_digests},
     full_copy::FullCopy,
-    link::{self, Listener, Terms},
 };
 use romulus_checkpoint::Encoder;
 use romulus_machine::{Memory, WarmPages};
@@ -14,22 +13,12 @@ use std::{
     fs,
     sync::{Arc, Mutex},
     thread,
-    time::Duration,
 };
-
-const LONG: Duration = Duration::from_secs(30);
 
 #[test]
 fn what_the_backup_tells_of_its_disks_before_the_copy_begins_is_not_lost() {
     let world = world();
-    let terms = Terms::insecure();
-    let listener = Listener::bind(([127, 0, 0, 1], 0).into()).unwrap();
-    let (ours, theirs) = thread::scope(|scope| {
-        let call = || link::connect(listener.address(), None, &terms, LONG);
-        let ours = scope.spawn(call);
-        let theirs = listener.accept(&terms).unwrap();
-        (ours.join().unwrap().unwrap(), theirs)
-    });
+    let (ours, theirs) = linked();
     let outbox = Arc::new(Outbox::new(ours.closer()));
     let (sender, _receiver) = ours.split();
     let writer = Writer::new(Arc::clone(&world.node), Arc::clone(&outbox), sender);

@@ -3,7 +3,7 @@
 //! two cuts before.
 
 use crate::{
-    assets::{Assets, Image, Wanted},
+    assets::{Assets, Image},
     compile::target_folder,
     crossing::{self, Crossing, Plan},
     distribution::Distribution,
@@ -65,14 +65,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         args.cuts > 0 && args.rate > 0,
         "--cuts and --rate must not be 0"
     );
-    let assets = lab::inside(|| {
-        let wanted = Wanted {
-            audit: false,
-            witness: false,
-            images: &[Image::REGISTRAR_12],
-        };
-        Assets::prepare(wanted, &Progress::new())
-    })?;
+    let assets = Assets::with_guests(&[Image::REGISTRAR_12])?;
     let progress = Progress::new();
     let logs = target_folder().join("lab-logs/bench-in-flight");
     let lab = Lab::start(&assets.lab_config(2, pair::HOST_MIB, &logs), &progress)?;

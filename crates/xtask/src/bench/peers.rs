@@ -11,7 +11,7 @@ mod rates;
 mod table;
 
 use crate::{
-    assets::{Assets, Image, Wanted},
+    assets::{Assets, Image},
     compile::target_folder,
     machine_host, pair,
     report::{
@@ -58,18 +58,11 @@ struct Peer {
 /// Something can't be prepared. A contender that can't be measured has no figures, is told of, and makes the exit status a
 /// failure.
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
-    let assets = lab::inside(|| {
-        let wanted = Wanted {
-            audit: false,
-            witness: false,
-            images: &[
-                Image::REGISTRAR_12,
-                Image::REGISTRAR_KEEPALIVED_12,
-                Image::QEMU_13,
-            ],
-        };
-        Assets::prepare(wanted, &Progress::new())
-    })?;
+    let assets = Assets::with_guests(&[
+        Image::REGISTRAR_12,
+        Image::REGISTRAR_KEEPALIVED_12,
+        Image::QEMU_13,
+    ])?;
     let progress = Progress::new();
     let logs = target_folder().join("lab-logs/bench-peers");
     let lab = Lab::start(&assets.lab_config(2, pair::HOST_MIB, &logs), &progress)?;

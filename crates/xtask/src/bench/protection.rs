@@ -7,7 +7,7 @@ mod phases;
 mod rates;
 
 use crate::{
-    assets::{Assets, Image, Wanted},
+    assets::{Assets, Image},
     compile::target_folder,
     demo::BEYOND_T_B_MS,
     pair::{self, Pair},
@@ -129,14 +129,7 @@ struct Paired {
 /// # Errors
 /// Something can't be prepared, or not be measured.
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
-    let assets = lab::inside(|| {
-        let wanted = Wanted {
-            audit: false,
-            witness: false,
-            images: &[Image::REGISTRAR_12],
-        };
-        Assets::prepare(wanted, &Progress::new())
-    })?;
+    let assets = Assets::with_guests(&[Image::REGISTRAR_12])?;
     let progress = Progress::new();
     let logs = target_folder().join("lab-logs/bench-protection");
     let lab = Lab::start(&assets.lab_config(2, pair::HOST_MIB, &logs), &progress)?;

@@ -4,9 +4,8 @@ use super::*;
 use crate::{
     backup::{
         InFlight,
-        testing::{Filler, exchange, incarnation},
+        testing::{Filler, exchange, incarnation, linked},
     },
-    link::{self, Listener, Terms},
     outbox::{Outbox, Writer},
 };
 use romulus_network::{HEADER, in_flight::frames};
@@ -51,14 +50,7 @@ fn fill(bench: &Bench, state: &[u8], with: With<'_>) {
 
 /// What the runner hears of the trial.
 fn heard(bench: &Bench, state: &[u8], with: With<'_>) -> Message {
-    let terms = Terms::insecure();
-    let listener = Listener::bind(([127, 0, 0, 1], 0).into()).unwrap();
-    let (ours, theirs) = thread::scope(|scope| {
-        let call = || link::connect(listener.address(), None, &terms, LONG);
-        let ours = scope.spawn(call);
-        let theirs = listener.accept(&terms).unwrap();
-        (ours.join().unwrap().unwrap(), theirs)
-    });
+    let (ours, theirs) = linked();
     let outbox = Arc::new(Outbox::new(ours.closer()));
     let (sender, _receiver) = ours.split();
     let writer = Writer::new(Arc::clone(bench.node()), Arc::clone(&outbox), sender);
