@@ -1,0 +1,1 @@
+//! Telephony on top of the machines: what is measured of calls and of their media.
