@@ -403,12 +403,16 @@ impl VirtioDevice for Block {
             )));
         }
         let read_only: u32 = fields.get()?;
-        if (read_only != 0) != self.read_only {
-            let writable = |read_only| if read_only { "read-only" } else { "writable" };
+        if read_only != u32::from(self.read_only) {
+            let writable = |read_only| match read_only {
+                0 => "writable",
+                1 => "read-only",
+                _ => "neither writable nor read-only",
+            };
             return Err(fields.invalid(format!(
                 "the disk was {}, this one is {}",
-                writable(read_only != 0),
-                writable(self.read_only)
+                writable(read_only),
+                writable(self.read_only.into())
             )));
         }
         let serial: [u8; ID] = fields.get()?;

@@ -26,6 +26,9 @@ const COMPARED_WITH: [&str; 6] = [
 /// The Debian package of which native tests start the program. It brings a service, so it is unpacked and not installed.
 const STARTED: &str = "etcd-server";
 
+/// What installs the program that reads deny.toml: the newest version may refuse a configuration that this one takes.
+const CARGO_DENY: &str = "cargo-deny@0.20.2";
+
 /// One check.
 pub(super) struct Check {
     /// Its name on the command line.
@@ -135,11 +138,11 @@ fn dependencies() -> Result<Verdict> {
     {
         eprintln!("installing cargo-deny (once; some minutes)");
         let installed = cargo()
-            .args(["install", "--locked", "--quiet", "cargo-deny"])
+            .args(["install", "--locked", "--quiet", CARGO_DENY])
             .status()?;
         anyhow::ensure!(
             installed.success(),
-            "cargo-deny can't be installed; try: cargo install --locked cargo-deny"
+            "cargo-deny can't be installed; try: cargo install --locked {CARGO_DENY}"
         );
     }
     let mut verdict = Verdict::of(&output(

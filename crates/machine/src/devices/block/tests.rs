@@ -541,3 +541,22 @@ fn state_of_another_disk_is_refused_with_its_difference() {
         Disk::open(image.path(), false).is_ok()
     });
 }
+
+#[test]
+fn a_disk_that_was_neither_writable_nor_read_only_is_refused() {
+    let image = image();
+    let mut state = Vec::new();
+    let saved = guest(image.path(), false);
+    saved.devices.save(&mut Writer::new(&mut state));
+    let disk = state
+        .windows(8)
+        .position(|bytes| bytes == SECTORS.to_le_bytes())
+        .unwrap();
+    assert_eq!(state[disk + 8], 0, "it is writable");
+    state[disk + 8] = 2;
+    let refused = saved.devices.restore(&mut Reader::new(&state)).unwrap_err();
+    assert!(
+        refused.to_string().contains("was neither writable nor"),
+        "{refused}"
+    );
+}
