@@ -330,7 +330,7 @@ proptest! {
 }
 
 /// Makes the checksums of all sections right again, so that what was changed is looked at.
-fn seal(state: &mut [u8]) {
+pub(super) fn seal(state: &mut [u8]) {
     let mut at = 0;
     while at + 16 <= state.len() {
         let length = u32::from_le_bytes(state[at + 8..at + 12].try_into().unwrap()) as usize;

@@ -1,6 +1,9 @@
 //! The disk, driven as a guest drives it, on a file.
 
-use super::super::testing::{DATA, Driver, Guest, INDIRECT, WRITE, clean, config, dirty, until};
+use super::super::{
+    hostile::seal,
+    testing::{DATA, Driver, Guest, INDIRECT, WRITE, clean, config, dirty, until},
+};
 use super::*;
 use crate::{
     Error,
@@ -554,6 +557,7 @@ fn a_disk_that_was_neither_writable_nor_read_only_is_refused() {
         .unwrap();
     assert_eq!(state[disk + 8], 0, "it is writable");
     state[disk + 8] = 2;
+    seal(&mut state);
     let refused = saved.devices.restore(&mut Reader::new(&state)).unwrap_err();
     assert!(
         refused.to_string().contains("was neither writable nor"),
