@@ -4,10 +4,8 @@ use super::{Scenario, case::Case};
 use crate::{
     assets::Image,
     capture::Capture,
-    contacts,
     machine_file::{FIRST_GUEST, address},
     pair::unix_seconds,
-    process, sipp,
     softphone::{Media, Softphone},
 };
 use anyhow::{Context as _, Result, ensure};
@@ -35,13 +33,6 @@ pub(super) const ALL: &[Scenario] = &[
     )
     .with_softphone()
     .host_mib(3072),
-    Scenario::new(
-        "relays/one-machine",
-        "a call whose media and signalling go through one machine",
-        &[Image::PBX_RTPPROXY_12],
-        one_machine,
-    )
-    .with_softphone(),
     Scenario::pair(
         "relays/encrypted",
         "a call over DTLS-SRTP goes on across a loss of power, without another handshake",
@@ -76,12 +67,6 @@ fn two_machines(case: &Case, relay: &str, image: Image) -> Result<()> {
     plain_call(case, address(1))?;
     media.still_runs()?;
     sip.still_runs()
-}
-
-fn one_machine(case: &Case) -> Result<()> {
-    let running = case.boot(case.machine("pbx", Image::PBX_RTPPROXY_12, 0)?)?;
-    plain_call(case, address(0))?;
-    running.still_runs()
 }
 
 /// A call through machine 0, whose media must go by `relay`, both ways.
@@ -127,14 +112,10 @@ fn phones(case: &Case, media: Media) -> Result<(Softphone, Softphone)> {
     let tree = case.assets.softphone.as_deref();
     let tree = tree.context("the softphone was not prepared")?;
     let phone = |user| Softphone::start(client, tree, FIRST_GUEST, user, media);
-    let phones = (phone("alice")?, phone("bob")?);
-    let users = ["alice", "bob"].map(str::to_owned);
-    process::poll(SOON, Duration::from_millis(200), || {
-        let missing = contacts::missing(client, sipp::sip(FIRST_GUEST), &users)?;
-        Ok(missing.is_empty().then_some(()))
-    })?
-    .context("the softphones do not register")?;
-    Ok(phones)
+    let (mut alice, mut bob) = (phone("alice")?, phone("bob")?);
+    alice.wait_registered(SOON)?;
+    bob.wait_registered(SOON)?;
+    Ok((alice, bob))
 }
 
 /// Waits until a phone has decoded a few seconds more of sound.
