@@ -75,7 +75,7 @@ impl Pacing {
                 continue;
             };
             self.due.push(Reverse((due + INTERVAL, number)));
-            let late = (now - due).as_nanos();
+            let late = now.saturating_sub(due).as_nanos();
             self.late.push(u32::try_from(late).unwrap_or(u32::MAX));
             let sent = &mut stream.sent;
             if sent.packets == 0 {
@@ -156,7 +156,10 @@ mod tests {
             assert!(pacing.take(due).is_some());
             dues.push(due);
         }
-        let widest = dues.windows(2).map(|pair| pair[1] - pair[0]).max();
+        let widest = dues
+            .windows(2)
+            .map(|pair| pair[1].saturating_sub(pair[0]))
+            .max();
         assert!(dues[99] < INTERVAL && widest.unwrap() < micros(500));
     }
 

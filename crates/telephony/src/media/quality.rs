@@ -105,12 +105,16 @@ fn simultaneous(ro: f64, no: f64, t: f64) -> f64 {
     };
     let ist = 12.0 * part(-13.0, 6.0, 8) - 28.0 * part(1.0, 19.4, 35) - 13.0 * part(-3.0, 33.0, 13)
         + 29.0;
+    iolr + ist + quantisation(ro)
+}
+
+/// Iq: what quantising costs.
+fn quantisation(ro: f64) -> f64 {
     let q = 37.0 - 15.0 * QDU.log10();
     let g = 1.07 + 0.258 * q + 0.0602 * q * q;
     let y = (ro - 100.0) / 15.0 + 46.0 / 8.4 - g / 9.0;
     let z = 46.0 / 30.0 - g / 40.0;
-    let iq = 15.0 * (1.0 + 10_f64.powf(y) + 10_f64.powf(z)).log10();
-    iolr + ist + iq
+    15.0 * (1.0 + 10_f64.powf(y) + 10_f64.powf(z)).log10()
 }
 
 /// Id: what comes later than speech. The round trip is twice the way there.
@@ -119,18 +123,18 @@ fn delay(ro: f64, no: f64, t: f64) -> f64 {
         TELR - 40.0 * ((1.0 + t / 10.0) / (1.0 + t / 150.0)).log10() + 6.0 * (-0.3 * t * t).exp();
     let roe = -1.5 * (no - RLR);
     let re = 80.0 + 2.5 * (terv - 14.0);
-    let idte =
+    let talker =
         ((roe - re) / 2.0 + ((roe - re).powi(2) / 4.0 + 100.0).sqrt() - 1.0) * (1.0 - (-t).exp());
     let rle = 10.5 * (WEPL + 7.0) * (2.0 * t + 1.0).powf(-0.25);
-    let idle = (ro - rle) / 2.0 + ((ro - rle).powi(2) / 4.0 + 169.0).sqrt();
-    let idd = if t <= 100.0 {
+    let listener = (ro - rle) / 2.0 + ((ro - rle).powi(2) / 4.0 + 169.0).sqrt();
+    let long = if t <= 100.0 {
         0.0
     } else {
         let x = (t / 100.0).log2();
         25.0 * ((1.0 + x.powi(6)).powf(1.0 / 6.0) - 3.0 * (1.0 + (x / 3.0).powi(6)).powf(1.0 / 6.0)
             + 2.0)
     };
-    idte + idle + idd
+    talker + listener + long
 }
 
 /// Ie,eff: the codec (0 for G.711) and what of it was lost.

@@ -73,6 +73,8 @@ pub fn exact_timers() {
 /// # Errors
 /// The kernel does not.
 pub fn note_arrivals(socket: &UdpSocket) -> io::Result<()> {
+    #[allow(clippy::cast_possible_truncation, reason = "the size of an integer")]
+    const LENGTH: libc::socklen_t = size_of::<libc::c_int>() as libc::socklen_t;
     let on: libc::c_int = 1;
     // SAFETY: the option's value is an integer that lives during the call, and its length is given.
     let result = unsafe {
@@ -81,7 +83,7 @@ pub fn note_arrivals(socket: &UdpSocket) -> io::Result<()> {
             libc::SOL_SOCKET,
             libc::SO_TIMESTAMPNS,
             ptr::from_ref(&on).cast(),
-            size_of::<libc::c_int>() as libc::socklen_t,
+            LENGTH,
         )
     };
     if result == 0 {
