@@ -2,7 +2,7 @@
 
 use super::{CLOCK, Concealment, Conditions, Header, INTERVAL, Mark, mos, rating};
 use serde::{Deserialize, Serialize};
-use std::time::Duration;
+use std::{fmt, time::Duration};
 
 /// More packets than a stream may have, two hours of them: an index beyond is no packet of ours, and must not take memory.
 const MOST: u32 = 2 * 3600 * 50;
@@ -50,7 +50,7 @@ impl Jitter {
 }
 
 /// The receiving end's book of one stream.
-#[derive(Debug, Clone, Default)]
+#[derive(Clone, Default)]
 pub struct Account {
     /// By index; `None` for one that has not arrived.
     packets: Vec<Option<Times>>,
@@ -62,6 +62,18 @@ pub struct Account {
     /// By how much the header's sequence number is ahead of the packet's index.
     ahead: Option<u16>,
     gaps: Gaps,
+}
+
+impl fmt::Debug for Account {
+    /// Without the packets: they are thousands.
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter
+            .debug_struct("Account")
+            .field("received", &self.received)
+            .field("duplicates", &self.duplicates)
+            .field("reordered", &self.reordered)
+            .finish_non_exhaustive()
+    }
 }
 
 /// The longest time without a new packet.

@@ -160,12 +160,16 @@ mod tests {
         let clock = Clock::start();
         let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
         note_arrivals(&socket).unwrap();
-        socket.send_to(b"x", socket.local_addr().unwrap()).unwrap();
-        let sent = clock.now();
-        thread::sleep(Duration::from_millis(50));
-        let (length, arrived) = receive(&socket, &clock, &mut [0; 9]).unwrap();
-        assert_eq!(length, 1);
-        assert!(arrived < sent + Duration::from_millis(40), "{arrived:?}");
+        // The kernel begins to note a little after it was asked to.
+        let noted = (0..50).any(|_| {
+            socket.send_to(b"x", socket.local_addr().unwrap()).unwrap();
+            let sent = clock.now();
+            thread::sleep(Duration::from_millis(50));
+            let (length, arrived) = receive(&socket, &clock, &mut [0; 9]).unwrap();
+            assert_eq!(length, 1);
+            arrived < sent + Duration::from_millis(40)
+        });
+        assert!(noted);
     }
 
     #[test]
