@@ -3,6 +3,7 @@
 mod audit;
 mod bad_input;
 mod boots;
+mod calls;
 mod case;
 mod disk;
 mod faults;
@@ -140,6 +141,7 @@ pub(crate) fn all() -> Vec<&'static Scenario> {
         lifecycle::ALL,
         disk::ALL,
         net::ALL,
+        calls::ALL,
         bad_input::ALL,
         audit::ALL,
         faults::ALL,
