@@ -58,7 +58,7 @@ fn of_each_kind(case: &Case) -> Result<()> {
         );
         // All but the cancelled one, both ways.
         ensure!(
-            media.streams == 14 && media.sent > 1000,
+            media.streams == 12 && media.sent > 1000,
             "media of {} streams, {} packets",
             media.streams,
             media.sent
