@@ -28,6 +28,7 @@ mod rate_search;
 mod report;
 mod scenarios;
 mod sipp;
+mod softphone;
 mod test;
 mod udp;
 

@@ -13,6 +13,7 @@ mod protect;
 mod protect_disk;
 mod protect_mode;
 mod protect_refused;
+mod relays;
 mod sizes;
 pub(crate) mod table;
 
@@ -49,6 +50,8 @@ pub(crate) struct Scenario {
     images: &'static [Image],
     /// Whether it runs the whole-memory audit.
     audit: bool,
+    /// Whether it has softphones.
+    softphone: bool,
     run: Run,
 }
 
@@ -80,6 +83,7 @@ impl Scenario {
             host_mib: 2048,
             images,
             audit: false,
+            softphone: false,
             run: Run::Inside(run),
         }
     }
@@ -113,6 +117,7 @@ impl Scenario {
             host_mib: 2048,
             images: &[],
             audit: false,
+            softphone: false,
             run: Run::Outside(run),
         }
     }
@@ -124,6 +129,11 @@ impl Scenario {
 
     const fn with_audit(mut self) -> Self {
         self.audit = true;
+        self
+    }
+
+    const fn with_softphone(mut self) -> Self {
+        self.softphone = true;
         self
     }
 
@@ -149,6 +159,7 @@ pub(crate) fn all() -> Vec<&'static Scenario> {
         protect_disk::ALL,
         protect_mode::ALL,
         protect_refused::ALL,
+        relays::ALL,
     ]
     .into_iter()
     .flatten()
@@ -169,6 +180,11 @@ pub(crate) fn images(scenarios: &[&Scenario]) -> Vec<Image> {
 /// Whether any of these scenarios needs the audit program.
 pub(crate) fn need_audit(scenarios: &[&Scenario]) -> bool {
     scenarios.iter().any(|scenario| scenario.audit)
+}
+
+/// Whether any of these scenarios has softphones.
+pub(crate) fn need_softphone(scenarios: &[&Scenario]) -> bool {
+    scenarios.iter().any(|scenario| scenario.softphone)
 }
 
 /// Run one scenario in a lab of its own (this program runs itself so)
