@@ -177,25 +177,56 @@ pub(crate) fn run<T>(
     load: &Load,
     event: impl FnOnce(&Probe) -> Result<T>,
 ) -> Result<(Outcome, T)> {
-    let plan = load.plan(client);
-    let probe = client
-        .visit(|| Probe::start(plan))
-        .with_context(|| format!("connecting {} calls to {}", load.calls(), load.server))?;
-    let ready = process::poll(load.ramp() + UP_WITHIN, LOOK, || {
-        let progress = probe.progress();
-        ensure!(
-            progress.failed == 0,
-            "{} of {} calls failed before anything happened: {progress:?}",
-            progress.failed,
-            load.calls()
-        );
-        Ok(load.is_ready(&progress).then_some(()))
+    let (outcomes, given) = run_all(client, std::slice::from_ref(load), |probes| {
+        event(probes.first().context("no probe runs")?)
     })?;
-    ready.with_context(|| format!("calls are not up in time: {:?}", probe.progress()))?;
-    std::thread::sleep(load.before);
-    let given = event(&probe)?;
-    probe.event();
-    Ok((probe.finish(load.after + END_WITHIN), given))
+    let outcome = outcomes.into_iter().next();
+    Ok((outcome.context("no probe ran")?, given))
+}
+
+/// [`run`] for several loads at once, with one event for all. It happens when the calls of all have been up for the longest time
+/// `before` of any.
+///
+/// # Errors
+/// Those of [`run`].
+pub(crate) fn run_all<T>(
+    client: &lab::Client,
+    loads: &[Load],
+    event: impl FnOnce(&[Probe]) -> Result<T>,
+) -> Result<(Vec<Outcome>, T)> {
+    let mut probes = Vec::new();
+    for load in loads {
+        let plan = load.plan(client);
+        let probe = client
+            .visit(|| Probe::start(plan))
+            .with_context(|| format!("connecting {} calls to {}", load.calls(), load.server))?;
+        probes.push(probe);
+    }
+    for (load, probe) in loads.iter().zip(&probes) {
+        let ready = process::poll(load.ramp() + UP_WITHIN, LOOK, || {
+            let progress = probe.progress();
+            ensure!(
+                progress.failed == 0,
+                "{} of {} calls over {} failed before anything happened: {progress:?}",
+                progress.failed,
+                load.calls(),
+                load.transport.name()
+            );
+            Ok(load.is_ready(&progress).then_some(()))
+        })?;
+        ready.with_context(|| format!("calls are not up in time: {:?}", probe.progress()))?;
+    }
+    let before = loads.iter().map(|load| load.before).max();
+    std::thread::sleep(before.unwrap_or_default());
+    let given = event(&probes)?;
+    for probe in &probes {
+        probe.event();
+    }
+    let ended = loads
+        .iter()
+        .zip(probes)
+        .map(|(load, probe)| probe.finish(load.after + END_WITHIN));
+    Ok((ended.collect(), given))
 }
 
 /// Calls that nothing happens to: each is up for `load.before` and `load.after` together, at least.

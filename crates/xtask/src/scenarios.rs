@@ -52,6 +52,8 @@ pub(crate) struct Scenario {
     audit: bool,
     /// Whether it has softphones.
     softphone: bool,
+    /// Whether it runs only under `--full`, or by its name.
+    pub(crate) only_full: bool,
     run: Run,
 }
 
@@ -84,6 +86,7 @@ impl Scenario {
             images,
             audit: false,
             softphone: false,
+            only_full: false,
             run: Run::Inside(run),
         }
     }
@@ -118,6 +121,7 @@ impl Scenario {
             images: &[],
             audit: false,
             softphone: false,
+            only_full: false,
             run: Run::Outside(run),
         }
     }
@@ -134,6 +138,11 @@ impl Scenario {
 
     const fn with_softphone(mut self) -> Self {
         self.softphone = true;
+        self
+    }
+
+    const fn only_full(mut self) -> Self {
+        self.only_full = true;
         self
     }
 
