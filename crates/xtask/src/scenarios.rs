@@ -3,6 +3,7 @@
 mod audit;
 mod bad_input;
 mod boots;
+mod calls;
 mod case;
 mod disk;
 mod faults;
@@ -51,6 +52,8 @@ pub(crate) struct Scenario {
     audit: bool,
     /// Whether it has softphones.
     softphone: bool,
+    /// Whether it runs only under `--full`, or by its name.
+    pub(crate) only_full: bool,
     run: Run,
 }
 
@@ -83,6 +86,7 @@ impl Scenario {
             images,
             audit: false,
             softphone: false,
+            only_full: false,
             run: Run::Inside(run),
         }
     }
@@ -117,6 +121,7 @@ impl Scenario {
             images: &[],
             audit: false,
             softphone: false,
+            only_full: false,
             run: Run::Outside(run),
         }
     }
@@ -136,6 +141,11 @@ impl Scenario {
         self
     }
 
+    const fn only_full(mut self) -> Self {
+        self.only_full = true;
+        self
+    }
+
     const fn minutes(mut self, minutes: u64) -> Self {
         self.limit = Duration::from_mins(minutes);
         self
@@ -150,6 +160,7 @@ pub(crate) fn all() -> Vec<&'static Scenario> {
         lifecycle::ALL,
         disk::ALL,
         net::ALL,
+        calls::ALL,
         bad_input::ALL,
         audit::ALL,
         faults::ALL,
