@@ -37,9 +37,17 @@ pub(super) const ALL: &[Scenario] = &[
         "relays/encrypted",
         "a call over DTLS-SRTP goes on across a loss of power, without another handshake",
         &[Image::PBX_12],
-        encrypted,
+        |case| encrypted(case, "net"),
     )
     .with_softphone(),
+    Scenario::pair(
+        "relays/encrypted-split",
+        "the same in mode split, where nothing tells SRTP from RTP",
+        &[Image::PBX_12],
+        |case| encrypted(case, "split"),
+    )
+    .with_softphone()
+    .only_full(),
 ];
 
 /// How long a state may take to be said once it is so.
@@ -83,8 +91,12 @@ fn plain_call(case: &Case, relay: Ipv4Addr) -> Result<()> {
     wire.all_by(relay, PLAIN_LENGTH, 0.0).map(drop)
 }
 
-fn encrypted(case: &Case) -> Result<()> {
-    let mut pair = case.protected(Image::PBX_12)?;
+fn encrypted(case: &Case, mode: &str) -> Result<()> {
+    let mut pair = case.protected_with(Image::PBX_12, |file| {
+        if let Some(protection) = &mut file.protection {
+            protection.mode = Some(mode.to_owned());
+        }
+    })?;
     let client = case.lab.client();
     let (mut alice, mut bob) = phones(case, Media::Encrypted)?;
     let handshakes = Capture::at_client(client, DTLS)?;
