@@ -21,6 +21,7 @@ mod run;
 mod suite;
 mod tree;
 mod unpacked;
+mod wheel;
 
 pub use cache::cache_dir;
 pub use guest::{GuestImage, GuestKind, build_guest, guest_names, guests_dir, verify_guest};
@@ -30,4 +31,4 @@ pub use packages::ensure_packages;
 pub use progress::{Progress, Step};
 pub use recipe::{Recipe, RecipeError};
 pub use suite::{Suite, UnknownSuite};
-pub use unpacked::unpacked;
+pub use unpacked::{unpacked, unpacked_with_dependencies};

@@ -3,6 +3,7 @@
 mod assets;
 mod bench;
 mod call;
+mod calls;
 mod capture;
 mod compile;
 mod contacts;
@@ -27,6 +28,7 @@ mod rate_search;
 mod report;
 mod scenarios;
 mod sipp;
+mod softphone;
 mod test;
 mod udp;
 
