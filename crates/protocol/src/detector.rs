@@ -21,8 +21,8 @@ mod tests;
 use std::time::Duration;
 
 use crate::guards::{Guard, Guards};
-use crate::heartbeat::{Activity, ECHOES_MAX, Echo, Heartbeat};
-use crate::id::{Generation, Incarnation};
+use crate::heartbeat::{Activity, ECHOES_MAX, Echo, Heartbeat, Uplink};
+use crate::id::Incarnation;
 use crate::time::Time;
 use crate::timing::Timing;
 
@@ -57,8 +57,10 @@ pub struct Peer {
     pub activity: Activity,
     /// Whether it last said that it holds whole state.
     pub whole: bool,
-    /// The newest generation it has spoken of.
-    pub generation: Generation,
+    /// What it last said of its uplinks.
+    pub uplink: Uplink,
+    /// Since when it has said that.
+    pub uplink_since: Time,
 }
 
 /// Which proof of life counts.
@@ -156,11 +158,13 @@ impl Detector {
         let moves = beat.moves || !self.guards.on(Guard::LoopMoves);
         let peer = self.entry(now, beat.from);
         peer.heard = now;
-        peer.generation = peer.generation.max(beat.generation);
         if beat.sent > peer.newest {
             peer.newest = beat.sent;
             peer.activity = beat.activity;
             peer.whole = beat.whole;
+            if beat.uplink != peer.uplink {
+                (peer.uplink, peer.uplink_since) = (beat.uplink, now);
+            }
         }
         if !moves {
             return;
@@ -307,7 +311,8 @@ impl Detector {
                 closed: false,
                 activity: Activity::Waiting,
                 whole: false,
-                generation: Generation(0),
+                uplink: Uplink::default(),
+                uplink_since: now,
             });
             self.peers.len() - 1
         });
@@ -355,12 +360,14 @@ impl Detector {
             clocks.of(peer.incarnation, &mut peer.newest);
             let of = peer.incarnation;
             peer.moving.iter_mut().for_each(|t| clocks.of(of, t));
+            // Nobody watches an uplink in the model.
+            peer.uplink_since = Time(0);
             if clocks.is_warm() {
                 peer.heard = crate::model::NOW;
             }
             if clocks.is_coarse() {
                 // Each heartbeat is newer than the one before.
-                (peer.newest, peer.generation) = (Time(0), Generation(0));
+                peer.newest = Time(0);
             }
         }
         self.peers

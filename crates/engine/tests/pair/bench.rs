@@ -255,6 +255,7 @@ impl Bench {
             shadow: 64 << 20,
             queue: 1 << 20,
             lock_memory: false,
+            uplink: Vec::new(),
             reboot: true,
             tracking: romulus_machine::tracking_costs().unwrap(),
         };

@@ -1,7 +1,7 @@
 //! Each rule of DESIGN's "Detection" by itself.
 
 use super::*;
-use crate::id::MachineId;
+use crate::id::{Generation, MachineId};
 
 const MS: Duration = Duration::from_millis(1);
 
@@ -30,6 +30,7 @@ fn beat(sent: u64, echo: Option<Time>) -> Heartbeat {
         moves: true,
         activity: Activity::Backup,
         whole: true,
+        uplink: Uplink::default(),
         generation: Generation(1),
         echoes: echo
             .map(|sent| Echo { of: me(), sent })

@@ -433,6 +433,7 @@ impl World {
             complete: true,
             released_through: Epoch(0),
             rx_next: 0,
+            rests: guest.paused,
         };
         process.host.handle(process.now, Event::Sealed(sealed));
         guest.epoch += 1;

@@ -99,6 +99,13 @@ impl World<'_> {
         if now < blocked {
             return self.at(blocked, Happening::Pump { stream: number });
         }
+        if !open && stream.lingers > 0 {
+            let Some(stream) = self.streams.get_mut(&number) else {
+                return;
+            };
+            let later = now + std::mem::take(&mut stream.lingers);
+            return self.at(later, Happening::Pump { stream: number });
+        }
         if self.network.paths[0][from][to].is_cut(now) {
             return self.at(now + 5 * MS, Happening::Pump { stream: number });
         }
@@ -193,6 +200,10 @@ impl World<'_> {
         let number = self.connections;
         for (index, from, to, sender, receiver) in [(0, a, b, x, y), (1, b, a, y, x)] {
             let straggles = self.random.chance(30);
+            let lingers = match self.random.index(3) {
+                0 => self.random.between(50, 900) * MS,
+                _ => 0,
+            };
             let queue = std::collections::VecDeque::new();
             let stream = Stream {
                 number,
@@ -203,6 +214,7 @@ impl World<'_> {
                 queue,
                 pumping: false,
                 straggles,
+                lingers,
             };
             self.streams.insert(number * 2 + index, stream);
         }

@@ -20,6 +20,7 @@ mod mishaps;
 mod network;
 mod perform;
 mod random;
+mod switching;
 mod world;
 
 use std::fmt;
@@ -76,6 +77,14 @@ pub enum Broken {
     Refused,
     /// A healthy runner or heir was claimed against.
     Needless,
+    /// A switchover lost something that the guest had done.
+    SwitchLost,
+    /// A guest was stopped for a switchover although it was not protected.
+    Uncovered,
+    /// A switchover for which nothing was in the way did not come about.
+    NoSwitchover,
+    /// The machine was switched over for an uplink without need, or too soon again.
+    Flaps,
 }
 
 impl fmt::Display for Broken {
@@ -100,6 +109,10 @@ impl fmt::Display for Broken {
             Broken::Resurrected => "a stopped guest ran again",
             Broken::Refused => "asked for what no rule allows",
             Broken::Needless => "claimed against a healthy host",
+            Broken::SwitchLost => "a switchover lost something",
+            Broken::Uncovered => "stopped for a switchover without cover",
+            Broken::NoSwitchover => "no switchover",
+            Broken::Flaps => "switched over for an uplink without need",
         })
     }
 }
@@ -119,6 +132,10 @@ pub struct Outcome {
     pub takeovers: u64,
     /// Terms that began from a disk.
     pub boots: u64,
+    /// Switchovers that were begun.
+    pub switchovers: u64,
+    /// Of these, the ones after which the machine ran elsewhere, with all that it had done.
+    pub switched: u64,
 }
 
 /// Runs one seed.
@@ -145,6 +162,8 @@ fn timing(guards: Guards) -> Timing {
         stall: ms(40),
         retry: ms(40),
         poll: ms(200),
+        t_uplink: ms(60),
+        t_hold: ms(700),
         rho_ppm: 50_000,
     };
     if !guards.on(Guard::ClockRates) {
