@@ -77,7 +77,7 @@ impl Lease {
             ticks: TICKS,
             horizon: timing.t_b + us(1000),
         };
-        let [mut world, _] = World::beginnings(guards, setting)?;
+        let [mut world, _] = World::beginnings(guards, &setting)?;
         world.normalise(false);
         let beats_of = [Vec::new(), Vec::new()];
         Some(Lease {

@@ -60,7 +60,7 @@ pub(super) enum Fault {
 }
 
 impl Fault {
-    fn any(random: &mut Random) -> Fault {
+    pub(super) fn any(random: &mut Random) -> Fault {
         let host = random.index(HOSTS);
         let other = (host + 1 + random.index(HOSTS - 1)) % HOSTS;
         let end = if random.chance(40) { ARBITER } else { other };

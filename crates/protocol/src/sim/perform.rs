@@ -47,6 +47,8 @@ impl World<'_> {
                 if let Message::Yield(_) = message {
                     let guest = self.process(host).and_then(|p| p.guest.as_ref());
                     self.yielded = guest.map(|guest| guest.tip);
+                    self.send(host, to, message);
+                    return self.mislay_yield(host, to);
                 }
                 self.send(host, to, message);
             }

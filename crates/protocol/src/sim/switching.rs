@@ -2,10 +2,12 @@
 
 use crate::heartbeat::Uplink;
 use crate::host::{Event, Source};
+use crate::id::Incarnation;
 
+use super::faults::Fault;
 use super::history::Node;
 use super::world::{Stage, World};
-use super::{Broken, MS, timing};
+use super::{Broken, Happening, MS, timing};
 
 /// How long a switchover may take when nothing else happens: two slow answers of the arbiter, a
 /// load, a few heartbeats; for an uplink `t_hold` before that.
@@ -76,6 +78,34 @@ impl World<'_> {
     pub(super) fn ask_switchover(&mut self, host: usize) {
         if self.now >= self.computers[host].hung_until {
             self.handle(host, Event::Switchover);
+        }
+    }
+
+    /// Now and then the connection ends over which a yield was sent, and whoever has read it is
+    /// kept from running for so long that the machine may have come back meanwhile.
+    pub(super) fn mislay_yield(&mut self, host: usize, to: Incarnation) {
+        if self.stage != Stage::Faults || !self.random.chance(15) {
+            return;
+        }
+        let process = self.computers[host].process.as_ref();
+        let mut links = process.iter().flat_map(|p| p.links.iter().flatten());
+        let Some(link) = links.find(|link| link.peer == to).copied() else {
+            return;
+        };
+        let lingers = self.random.between(300, 1_500) * MS;
+        let back = self.random.between(200, 500) * MS;
+        self.at(
+            self.now + back,
+            Happening::Fault(Fault::Switchover { host }),
+        );
+        let stream = self.stream_from(link.number, host);
+        if let Some(stream) = stream.and_then(|number| self.streams.get_mut(&number)) {
+            (stream.straggles, stream.lingers) = (true, lingers);
+            let (number, ends) = (link.number, [stream.from, stream.to]);
+            for host in ends {
+                let life = self.computers[host].life;
+                self.at(self.now, Happening::Closed { host, life, number });
+            }
         }
     }
 

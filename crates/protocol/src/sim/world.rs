@@ -191,6 +191,12 @@ impl<'a> World<'a> {
                 unheld = !unheld;
                 let at = world.random.between(600 * MS, FAULTS_END - 900 * MS);
                 world.at(at, Happening::Fault(Fault::Mode { unheld }));
+                // What makes it go wrong is a fault at the same time.
+                if world.random.chance(60) {
+                    let at = (at + world.random.between(0, 200) * MS).saturating_sub(60 * MS);
+                    let fault = Fault::any(&mut world.random);
+                    world.at(at, Happening::Fault(fault));
+                }
             }
         }
         for (at, fault) in Fault::schedule(&mut world.random, 600 * MS, FAULTS_END - 300 * MS) {
