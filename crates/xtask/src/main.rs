@@ -12,6 +12,7 @@ mod demo;
 mod distribution;
 mod fuzz;
 mod guest;
+mod journal;
 mod kernel_file;
 mod lab;
 mod live;

@@ -370,6 +370,21 @@ impl Life {
         self.builder.tiny.rounds(memory, 0)
     }
 
+    /// Counts the rounds of the guest whose memory was made last, also when another is made.
+    #[allow(dead_code, reason = "each test uses its part")]
+    pub(crate) fn counter(&self) -> impl Fn() -> u64 + use<> {
+        let memory = self.builder.memory.lock().unwrap();
+        let memory = memory.clone().expect("a machine was made");
+        let tiny = self.builder.tiny.clone();
+        move || tiny.rounds(&memory, 0)
+    }
+
+    /// The operator's switchover.
+    #[allow(dead_code, reason = "each test uses its part")]
+    pub(crate) fn switch_over(&self) {
+        self.engine.switch_over();
+    }
+
     /// Waits until the guest has gone beyond `rounds`.
     pub(crate) fn wait_rounds(&self, at_most: Duration, rounds: u64) {
         let until = Instant::now() + at_most;

@@ -86,7 +86,10 @@ impl World<'_> {
         self.tell(|| format!("fault: {fault:?}"));
         let now = self.now;
         match fault {
-            Fault::Switchover { host } => self.ask_switchover(self.runner().unwrap_or(host)),
+            Fault::Switchover { host } if self.stage == Stage::Faults => {
+                self.ask_switchover(self.runner().unwrap_or(host));
+            }
+            Fault::Switchover { .. } => {}
             Fault::Uplink { host, lasts } => self.computers[host].uplink.fail(now, now + lasts),
             Fault::PowerOff { host, returns } | Fault::Kill { host, returns } => {
                 self.kill(host, matches!(fault, Fault::PowerOff { .. }));

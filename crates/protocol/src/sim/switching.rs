@@ -12,6 +12,8 @@ use super::{Broken, Happening, MS, timing};
 /// How long a switchover may take when nothing else happens: two slow answers of the arbiter, a
 /// load, a few heartbeats; for an uplink `t_hold` before that.
 const SWITCHED_WITHIN: u64 = 400 * MS;
+/// From one look at an uplink to the next, at most.
+const UNSEEN: u64 = 20 * MS;
 /// How long after a change a host may go by what was before: the slowest path, and a tick.
 const STALE: u64 = 200 * MS;
 /// How long the machine must stay where it is when moving would be wrong.
@@ -27,7 +29,8 @@ pub(super) struct Cable {
 
 impl Cable {
     pub(super) fn fail(&mut self, now: u64, until: u64) {
-        if now >= self.up {
+        // A blink may have passed unseen.
+        if now >= self.up + UNSEEN {
             self.down = now;
         }
         self.up = self.up.max(until);
