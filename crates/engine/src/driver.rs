@@ -205,6 +205,10 @@ impl Driver {
     /// memory takes longer than anything else before the first copy. Once for each runner: if it cannot be made, that is
     /// told again when it is asked for.
     fn foresee(&mut self) {
+        // What is held is still to be dropped, or to be decided upon: later.
+        if matches!(self.held, Held::Paused(_) | Held::Running(_)) {
+            return;
+        }
         let status = self.node.status();
         let runner = status.record.map(|record| record.runner);
         if status.role == RoleName::Waiting
@@ -469,6 +473,8 @@ impl Driver {
         self.announcing.stop();
         self.node.output.clear();
         self.backup.discard();
+        // Whoever runs the machine now may ask this host before it is ready.
+        self.foreseen = None;
         // A machine that has never run stays ready for the next replica.
         if matches!(self.held, Held::Running(_) | Held::Paused(_)) {
             self.held = Held::Nothing;
