@@ -357,6 +357,11 @@ impl Node {
             Action::Heartbeat(beat) => self.paths().send(&beat),
             Action::Send { to, message } => self.send(to, message),
             Action::Permit(permit) => self.output.permit(permit),
+            Action::CloseLink(peer) => {
+                if let Some(outbox) = self.outbox(peer) {
+                    outbox.close();
+                }
+            }
             Action::Copy(session) => self.orders.push(Order::Copy(session)),
             Action::EndCopy(session) => self.orders.push(Order::EndCopy(session)),
             Action::Freeze => self.orders.push(Order::Freeze),
@@ -454,6 +459,10 @@ impl Node {
             Notice::Stays(why) => {
                 self.report(Report::Stays(why));
                 format!("no switchover: {why}")
+            }
+            Notice::LinkDead => {
+                "the replication path carries nothing any more, though the other host lives"
+                    .to_owned()
             }
             Notice::ReplicaBroken => "the replica cannot be used".to_owned(),
             Notice::CannotPromote => {

@@ -107,6 +107,8 @@ guards! {
     ModeOfSession,
     /// Heartbeats go over every path there is.
     EveryPath,
+    /// A link whose path is silent while others are heard is given up.
+    SilentLane,
     /// Only a protected machine is switched over.
     SwitchProtected,
     /// The guest rests from the epoch on that is its last before a switchover.

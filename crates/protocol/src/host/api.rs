@@ -5,6 +5,7 @@ use std::time::Duration;
 use crate::arbiter::{Answer, Request};
 use crate::heartbeat::{Heartbeat, Uplink};
 use crate::id::{Epoch, Incarnation, MachineId, SessionId, Term};
+use crate::lanes::Lane;
 use crate::message::Message;
 use crate::record::{Record, Refusal};
 use crate::sidecar::Sidecar;
@@ -36,8 +37,8 @@ pub enum Event {
     },
     /// The epoch loop (on a backup: the loop that receives) went round.
     LoopTurned,
-    /// An authentic heartbeat arrived.
-    Heartbeat(Heartbeat),
+    /// An authentic heartbeat arrived, by this way.
+    Heartbeat(Heartbeat, Lane),
     /// An authentic answer of the arbiter arrived.
     Arbiter(Answer),
     /// There is a link to this incarnation, both ends authenticated, their [`Message::Hello`]s
@@ -136,6 +137,9 @@ pub enum Action {
         /// The message.
         message: Message,
     },
+    /// Close the link to this incarnation: its path carries nothing any more. [`Event::Closed`]
+    /// follows.
+    CloseLink(Incarnation),
     /// What may leave from now on.
     Permit(Permit),
     /// Begin the full copy of this session, and end epochs from now on.
@@ -214,6 +218,8 @@ pub enum Notice {
     SwitchesOver(Switch),
     /// A switchover that was asked for, or begun, came to nothing: the machine stays where it is.
     Stays(Stays),
+    /// The link's path carries nothing any more, though the other host lives: it is given up.
+    LinkDead,
     /// The replica cannot be used.
     ReplicaBroken,
     /// There is nothing whole here to promote, or the arbiter was never reached.

@@ -61,6 +61,7 @@ use crate::detector::Detector;
 use crate::guards::{Guard, Guards};
 use crate::heartbeat::{Activity, Heartbeat, Uplink};
 use crate::id::{Epoch, Generation, Incarnation, Term};
+use crate::lanes::Lane;
 use crate::record::{Phase, Record, Refusal, Right};
 use crate::sidecar::Sidecar;
 use crate::time::Time;
@@ -171,11 +172,14 @@ impl Host {
         match event {
             Event::Tick { drained } => self.tick(now, drained),
             Event::LoopTurned => self.detector.loop_turned(now),
-            Event::Heartbeat(beat) => self.heard(now, &beat),
+            Event::Heartbeat(beat, lane) => self.heard(now, &beat, lane),
             Event::Arbiter(answer) => self.answered(now, &answer),
             Event::Connected(peer) => self.connection(now, peer, true),
             Event::Closed(peer) => self.connection(now, peer, false),
-            Event::Message { from, message } => self.message(now, from, &message),
+            Event::Message { from, message } => {
+                self.detector.link_moved(now, from);
+                self.message(now, from, &message);
+            }
             Event::Sealed(sealed) => self.sealed(now, sealed),
             Event::Tried { session, loaded } => self.tried(session, loaded),
             Event::ReplicaLost => self.replica_lost(),
@@ -262,6 +266,10 @@ impl Host {
         if let Some(t_b) = self.detector.tick(now, drained) {
             self.notice(Notice::Adapted { t_b });
         }
+        while let Some(peer) = self.detector.dead_link(now) {
+            self.notice(Notice::LinkDead);
+            self.act(Action::CloseLink(peer));
+        }
         self.beat(now);
         self.retry_store();
         let timing = self.config.timing;
@@ -327,11 +335,11 @@ impl Host {
         self.act(Action::Heartbeat(beat));
     }
 
-    fn heard(&mut self, now: Time, beat: &Heartbeat) {
+    fn heard(&mut self, now: Time, beat: &Heartbeat, lane: Lane) {
         if beat.machine != self.config.machine || beat.from == self.me {
             return;
         }
-        self.detector.heard(now, beat, self.me);
+        self.detector.heard(now, beat, lane, self.me);
         if self
             .seat
             .view()

@@ -187,11 +187,15 @@ impl Bench {
 
     /// A heartbeat of 2 that has just echoed ours.
     fn beat(&mut self, activity: Activity) -> Vec<Action> {
+        self.beat_on(activity, Lane::Link)
+    }
+
+    fn beat_on(&mut self, activity: Activity, lane: Lane) -> Vec<Action> {
         let echo = crate::heartbeat::Echo {
             of: self.host.me,
             sent: self.now,
         };
-        self.give(Event::Heartbeat(Heartbeat {
+        let beat = Heartbeat {
             machine: MACHINE,
             from: incarnation(2),
             sent: self.now,
@@ -201,7 +205,8 @@ impl Bench {
             uplink: self.partner_uplink,
             generation: Generation(1),
             echoes: vec![echo],
-        }))
+        };
+        self.give(Event::Heartbeat(beat, lane))
     }
 }
 
@@ -488,4 +493,40 @@ fn an_arbiter_that_cannot_read_its_record_has_answered_nothing() {
             &Action::Notice(Notice::Arbiter { answers: false })
         ]
     );
+}
+
+#[test]
+fn a_link_that_carries_nothing_is_given_up_once_while_the_other_host_is_heard() {
+    let mut bench = Bench::protected();
+    let close = Action::CloseLink(incarnation(2));
+    let others = |bench: &mut Bench, time: Duration| {
+        let end = bench.now + time;
+        let mut actions = Vec::new();
+        while bench.now < end {
+            actions.extend(bench.pass(8 * MS));
+            actions.extend(bench.beat_on(Activity::Backup, Lane::Other));
+        }
+        actions
+    };
+    // T_b is 100 ms.
+    assert!(!others(&mut bench, 184 * MS).contains(&close));
+    let given_up = others(&mut bench, 32 * MS);
+    assert_eq!(given_up.iter().filter(|a| **a == close).count(), 1);
+    assert!(
+        !others(&mut bench, Duration::from_secs(1)).contains(&close),
+        "told once"
+    );
+    // What comes over the link itself is a sign as well.
+    let mut bench = Bench::protected();
+    let session = SessionId {
+        runner: incarnation(1),
+        number: 1,
+    };
+    for _ in 0..5 {
+        assert!(!others(&mut bench, 184 * MS).contains(&close));
+        bench.link(Message::Commit(session, Epoch(2)));
+    }
+    // Where nothing is heard at all, the other host is what is watched.
+    let mut bench = Bench::protected();
+    assert!(!bench.pass(Duration::from_secs(1)).contains(&close));
 }

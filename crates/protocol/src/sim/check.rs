@@ -335,6 +335,7 @@ impl World<'_> {
                 }
             }
             Stage::Switching(switching) => self.switching(switching),
+            Stage::Muted(muted) => self.muted(muted),
             Stage::Disturbed(until) if self.now > until => match self.protected() {
                 Some(primary) if self.is_linked(primary) => self.lose(primary),
                 None if self.now > until + RUNS_WITHIN => self.broke(Broken::NeverProtected),
@@ -368,7 +369,7 @@ impl World<'_> {
             .heir
             .and_then(|heir| self.incarnation(heir))
             .map(|(host, _)| host);
-        let kind = self.random.index(5);
+        let kind = self.random.index(6);
         self.tell(|| format!("--- disturbance {kind} of the heir, {heir:?} ---"));
         let heir = heir.unwrap_or(primary);
         match kind {
@@ -384,6 +385,7 @@ impl World<'_> {
                 let until = self.now + self.random.between(75, 95) * MS;
                 self.hang(primary, until);
             }
+            4 => return self.mute(primary, heir),
             _ => {}
         }
         self.stage = Stage::Disturbed(until + 300 * MS);

@@ -17,6 +17,7 @@ mod guest;
 mod history;
 mod links;
 mod mishaps;
+mod muted;
 mod network;
 mod perform;
 mod random;
@@ -83,6 +84,8 @@ pub enum Broken {
     Uncovered,
     /// A switchover for which nothing was in the way did not come about.
     NoSwitchover,
+    /// Output waited for a link that carried nothing, though the other host was heard.
+    Stuck,
     /// The machine was switched over for an uplink without need, or too soon again.
     Flaps,
 }
@@ -109,6 +112,7 @@ impl fmt::Display for Broken {
             Broken::Resurrected => "a stopped guest ran again",
             Broken::Refused => "asked for what no rule allows",
             Broken::Needless => "claimed against a healthy host",
+            Broken::Stuck => "output waited for a dead link",
             Broken::SwitchLost => "a switchover lost something",
             Broken::Uncovered => "stopped for a switchover without cover",
             Broken::NoSwitchover => "no switchover",

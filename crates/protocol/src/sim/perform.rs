@@ -4,6 +4,7 @@ use crate::arbiter;
 use crate::guards::Guard;
 use crate::host::{Action, Event, Notice, Source, Switch};
 use crate::id::{Epoch, Term};
+use crate::lanes::Lane;
 use crate::message::Message;
 use crate::record::Refusal;
 
@@ -38,7 +39,8 @@ impl World<'_> {
                 };
                 for other in (0..HOSTS).filter(|&other| other != host) {
                     for path in 0..paths {
-                        let event = Event::Heartbeat(beat.clone());
+                        let lane = if path == 0 { Lane::Link } else { Lane::Other };
+                        let event = Event::Heartbeat(beat.clone(), lane);
                         self.datagram(path, host, other, &event);
                     }
                 }
@@ -58,6 +60,7 @@ impl World<'_> {
                 }
                 self.release(host);
             }
+            Action::CloseLink(peer) => self.close_link(host, peer),
             Action::Copy(session) => self.copy(host, session),
             Action::EndCopy(session) => {
                 if let Some(guest) = self.process(host).and_then(|p| p.guest.as_mut())

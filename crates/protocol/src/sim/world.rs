@@ -15,6 +15,7 @@ use crate::time::Time;
 use super::engine::{Disk, Process};
 use super::faults::Fault;
 use super::history::{History, Node};
+use super::muted::Muted;
 use super::network::{Network, Stream};
 use super::random::Random;
 use super::switching::{Cable, Switching};
@@ -32,6 +33,8 @@ pub(super) enum Stage {
     Switching(Switching),
     /// An observer is disturbed, until when.
     Disturbed(u64),
+    /// Only the link's path is cut.
+    Muted(Muted),
     /// The primary is lost for good: who it was, and since when.
     Lost(usize, u64),
     /// The heir runs; until when the run goes on.
