@@ -62,6 +62,9 @@ pub(crate) struct Protection {
     /// How far that may grow by itself.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) t_b_max: Option<String>,
+    /// Interfaces whose carrier the service needs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) uplink: Option<Vec<String>>,
     /// The silence that a cold start needs.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) t_cold: Option<String>,

@@ -13,6 +13,7 @@ mod demo;
 mod distribution;
 mod fuzz;
 mod guest;
+mod journal;
 mod kernel_file;
 mod lab;
 mod live;

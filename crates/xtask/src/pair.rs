@@ -89,6 +89,7 @@ impl<'lab> Pair<'lab> {
             forward_input: None,
             t_b: (lab.kind() == lab::Kind::Qemu).then(|| EMULATED_T_B.to_owned()),
             t_b_max: None,
+            uplink: None,
             t_cold: None,
             hosts: [1, 2].map(|number: usize| {
                 let host = lab.host(number);
@@ -248,6 +249,34 @@ impl<'lab> Pair<'lab> {
         ))?;
         serde_json::from_str(&text)
             .with_context(|| format!("`romulus status --timing --json` printed {text}"))
+    }
+
+    /// Hands the machine over from the host that runs it, as an operator does.
+    ///
+    /// # Errors
+    /// It stays.
+    pub(crate) fn switch_over(&self, side: usize) -> Result<()> {
+        let host = self.sides[side].host;
+        let output = host.run(&[ROMULUS, "switchover", &self.file.name])?;
+        ensure!(
+            output.status.success(),
+            "`romulus switchover` on {} ended with {}: {}",
+            host.name(),
+            output.status,
+            String::from_utf8_lossy(&output.stderr).trim()
+        );
+        Ok(())
+    }
+
+    /// How many uplinks are up on a host, and on the other one as far as that host knows.
+    ///
+    /// # Errors
+    /// It does not say.
+    pub(crate) fn uplinks(&self, side: usize) -> Result<(usize, Option<u8>)> {
+        let status = self.status(side)?.context("the host says nothing")?;
+        let cover = status.cover().context("the machine is not protected")?;
+        let here = cover.uplinks.iter().filter(|uplink| uplink.up).count();
+        Ok((here, cover.partner_uplinks.map(|there| there.up)))
     }
 
     /// The host that runs the machine, of those that have power; `None` if none does at the moment.

@@ -44,6 +44,8 @@ const TIMING: Timing = Timing {
     stall: Duration::from_millis(5),
     retry: Duration::from_millis(1),
     poll: Duration::from_millis(4),
+    t_uplink: Duration::from_millis(1),
+    t_hold: Duration::from_millis(10),
     rho_ppm: 500,
 };
 

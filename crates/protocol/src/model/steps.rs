@@ -6,6 +6,7 @@ use stateright::{Model, Property};
 
 use crate::arbiter::{self, Answer, Arbiter};
 use crate::host::{Event, RoleName};
+use crate::lanes::Lane;
 
 use super::MACHINE;
 use super::calm::Calm;
@@ -130,7 +131,7 @@ impl World {
             let beats = [self.tick(0), self.tick(1)];
             for (from, beat) in beats.into_iter().enumerate() {
                 if let Some(beat) = beat {
-                    self.handle(1 - from, Event::Heartbeat(beat));
+                    self.handle(1 - from, Event::Heartbeat(beat, Lane::Link));
                 }
             }
         }

@@ -68,7 +68,7 @@ fn without(guard: Option<Guard>) -> Guards {
 
 fn check_pair(guard: Option<Guard>, bounds: Bounds, most: usize) -> Outcome {
     let began = Instant::now();
-    let mut first = World::beginnings(without(guard), TIMELESS).expect("a pair that is protected");
+    let mut first = World::beginnings(without(guard), &TIMELESS).expect("a pair that is protected");
     for world in &mut first {
         world.faults = bounds.faults;
         world.normalise(true);
@@ -230,7 +230,7 @@ fn search() {
             .any(|list| list.contains(g))
     });
     for guard in others {
-        if World::beginnings(without(Some(guard)), TIMELESS).is_some() {
+        if World::beginnings(without(Some(guard)), &TIMELESS).is_some() {
             tell(Some(guard), "pair, two faults", two_faults(Some(guard)));
         }
     }

@@ -124,7 +124,7 @@ pub(super) struct World {
 
 impl World {
     /// A new machine: the first host's disk is its creator's, nothing runs.
-    pub(super) fn new(guards: Guards, setting: Setting) -> World {
+    pub(super) fn new(guards: Guards, setting: &Setting) -> World {
         let creator = incarnation(0x7f, 1);
         let computer = |sidecar, mixed| Computer {
             process: None,
@@ -135,7 +135,7 @@ impl World {
         };
         let mut world = World {
             guards,
-            setting,
+            setting: *setting,
             record: Record::new(MACHINE, creator),
             requests: Vec::new(),
             late: [None; 2],
@@ -157,7 +157,7 @@ impl World {
 
     /// A new machine that the first host runs and the second protects; and the state in which it
     /// had only just started.
-    pub(super) fn beginnings(guards: Guards, setting: Setting) -> Option<[World; 2]> {
+    pub(super) fn beginnings(guards: Guards, setting: &Setting) -> Option<[World; 2]> {
         let mut world = World::new(guards, setting);
         let mut alone = None;
         for _ in 0..60 {
@@ -433,6 +433,7 @@ impl World {
             complete: true,
             released_through: Epoch(0),
             rx_next: 0,
+            rests: guest.paused,
         };
         process.host.handle(process.now, Event::Sealed(sealed));
         guest.epoch += 1;

@@ -1,45 +1,13 @@
-//! What was run of the table, a line each as soon as it ended, so that a run that was broken off can go on.
+//! What was run, a line each as soon as it ended, so that a run that was broken off can go on.
 
+use crate::{compile::target_folder, report};
 use anyhow::{Context as _, Result};
-use serde::{Deserialize, Serialize};
+use serde::{Serialize, de::DeserializeOwned};
 use std::{
     fs::{self, File},
     io::Write as _,
     path::{Path, PathBuf},
 };
-
-/// One row in one round.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Job {
-    /// The row's name.
-    pub(crate) row: String,
-    /// Which time, from 1.
-    pub(crate) round: u32,
-}
-
-/// How one row ended in one round.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub(crate) struct Entry {
-    /// What was run.
-    #[serde(flatten)]
-    pub(crate) job: Job,
-    /// What the random moments came from.
-    pub(crate) seed: u64,
-    /// Whether all was as the table says.
-    pub(crate) passed: bool,
-    /// Promises that the oracle saw broken.
-    pub(crate) wrong: usize,
-    /// Takeovers.
-    pub(crate) takeovers: u32,
-    /// Requests that were answered.
-    pub(crate) answered: usize,
-    /// Longest time without an answer while a client asked, in milliseconds.
-    pub(crate) gap_ms: f64,
-    /// How long it took.
-    pub(crate) seconds: f64,
-    /// Why it failed, or what else is to be said.
-    pub(crate) remark: String,
-}
 
 /// The file with all entries.
 #[derive(Debug, Clone)]
@@ -59,7 +27,7 @@ impl Journal {
     ///
     /// # Errors
     /// The file can't be written.
-    pub(crate) fn add(&self, entry: &Entry) -> Result<()> {
+    pub(crate) fn add<T: Serialize>(&self, entry: &T) -> Result<()> {
         let mut line = serde_json::to_string(entry)?;
         line.push('\n');
         let write = || {
@@ -70,11 +38,25 @@ impl Journal {
         write().with_context(|| format!("writing {}", self.path.display()))
     }
 
+    /// Where it is.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Ends it: the next run of the same command begins anew.
+    ///
+    /// # Errors
+    /// It can't be renamed.
+    pub(crate) fn close(&self) -> Result<()> {
+        let done = self.path.with_extension("done.jsonl");
+        fs::rename(&self.path, &done).with_context(|| format!("renaming {}", self.path.display()))
+    }
+
     /// All entries. A line that was not finished is no entry.
     ///
     /// # Errors
     /// The file is there and can't be read.
-    pub(crate) fn entries(&self) -> Result<Vec<Entry>> {
+    pub(crate) fn entries<T: DeserializeOwned>(&self) -> Result<Vec<T>> {
         if !self.path.try_exists()? {
             return Ok(Vec::new());
         }
@@ -87,9 +69,21 @@ impl Journal {
     }
 }
 
+/// The journal of a whole run, `what` it is of. It is of this version of the sources alone: what another one did is no part of it.
+///
+/// # Errors
+/// Its folder can't be made.
+pub(crate) fn of_run(what: &str, seed: u64) -> Result<Journal> {
+    let folder = target_folder().join("test-full");
+    fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))?;
+    let name = format!("{what}-{}-seed-{seed}.jsonl", report::commit());
+    Ok(Journal::new(&folder.join(name)))
+}
+
 #[cfg(test)]
 mod tests {
-    use super::{Entry, Job, Journal};
+    use super::Journal;
+    use crate::scenarios::table::{Entry, Job};
     use std::{fs::File, io::Write as _};
 
     #[test]
@@ -97,7 +91,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("journal");
         let journal = Journal::new(&path);
-        assert_eq!(journal.entries().unwrap(), []);
+        assert_eq!(journal.entries::<Entry>().unwrap(), []);
         let entry = Entry {
             job: Job {
                 row: "cut".into(),
@@ -115,6 +109,8 @@ mod tests {
         journal.add(&entry).unwrap();
         let mut file = File::options().append(true).open(&path).unwrap();
         write!(file, "{{\"row\":\"hang\",\"rou").unwrap();
-        assert_eq!(journal.entries().unwrap(), [entry]);
+        assert_eq!(journal.entries::<Entry>().unwrap(), [entry]);
+        journal.close().unwrap();
+        assert_eq!(journal.entries::<Entry>().unwrap(), []);
     }
 }
