@@ -387,7 +387,12 @@ impl Node {
                 "the arbiter has an older record (generation {}) than it once gave: it has lost state",
                 record.generation
             ),
-            Notice::Claims => "claims the machine".to_owned(),
+            Notice::Claims { silence, t_b } => {
+                let silent = silence.map_or_else(String::new, |silence| {
+                    format!("the other host was silent for {} ms, ", silence.as_millis())
+                });
+                format!("claims the machine: {silent}T_b is {} ms", t_b.as_millis())
+            }
             Notice::ReplicaBroken => "the replica cannot be used".to_owned(),
             Notice::CannotPromote => {
                 "there is nothing whole here to promote, or the arbiter was never reached"

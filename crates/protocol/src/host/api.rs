@@ -199,7 +199,12 @@ pub enum Notice {
         record: Option<Record>,
     },
     /// This host freezes and claims the record.
-    Claims,
+    Claims {
+        /// How long the other side has been silent, as far as that can be said.
+        silence: Option<Duration>,
+        /// `T_b` as it is.
+        t_b: Duration,
+    },
     /// The replica cannot be used.
     ReplicaBroken,
     /// There is nothing whole here to promote, or the arbiter was never reached.

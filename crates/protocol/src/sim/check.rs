@@ -16,8 +16,9 @@ const PROTECTED_WITHIN: u64 = 6_000 * MS;
 /// How long until the heir runs: the highest `T_b` on the slowest clock, the stall limit, two
 /// answers of the arbiter, a load.
 const TAKEOVER_WITHIN: u64 = 600 * MS;
-/// How long a primary may believe in a backup that is gone: `T_a` on a slow clock, and a tick.
-const BELIEF: u64 = 120 * MS;
+/// How long a primary may believe in a backup that is gone: the highest `T_a` on a slow clock, and a
+/// tick.
+const BELIEF: u64 = 280 * MS;
 
 impl World<'_> {
     fn incarnation(&self, of: Incarnation) -> Option<(usize, &Process)> {

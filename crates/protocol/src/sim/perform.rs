@@ -69,7 +69,7 @@ impl World<'_> {
                     guest.paused = frozen;
                 }
             }
-            Action::Notice(Notice::Claims) => self.check_claim(host),
+            Action::Notice(Notice::Claims { .. }) => self.check_claim(host),
             Action::Notice(Notice::Refused(
                 Refusal::Shape | Refusal::NotNamed | Refusal::Exists,
             )) => {
