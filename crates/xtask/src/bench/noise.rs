@@ -43,6 +43,9 @@ pub(crate) struct Args {
     /// How often the power is cut at each value of a sweep
     #[arg(long, value_name = "N", default_value_t = 2, requires = "sweep")]
     cuts: u32,
+    /// Keep the figures of the last sweep at other values: go on with one that was broken off
+    #[arg(long, requires = "sweep")]
+    add: bool,
     /// Print one JSON object on standard output and nothing else there
     #[arg(long)]
     json: bool,
@@ -73,6 +76,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
             &args.t_b,
             Duration::from_secs(args.seconds.into()),
             args.cuts,
+            args.add,
         )
     } else {
         steady::run(&stand, Duration::from_secs(60 * u64::from(args.minutes)))

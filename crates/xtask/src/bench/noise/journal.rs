@@ -1,7 +1,7 @@
 //! Figures as they come, one JSON object a line: a run that is broken off keeps what it has seen.
 
 use anyhow::{Context as _, Result};
-use serde::Serialize;
+use serde::{Serialize, de::DeserializeOwned};
 use std::{
     fs::{self, File},
     io::Write as _,
@@ -20,11 +20,21 @@ impl Journal {
     /// # Errors
     /// The file can't be written.
     pub(super) fn begin(name: &str) -> Result<Self> {
-        let folder = crate::compile::target_folder().join("reports");
-        let path = folder.join(format!("{name}.jsonl"));
-        let file = fs::create_dir_all(&folder).and_then(|()| File::create(&path));
+        let path = path(name);
+        let folder = path.parent().unwrap_or(&path);
+        let file = fs::create_dir_all(folder).and_then(|()| File::create(&path));
         let file = file.with_context(|| format!("writing {}", path.display()))?;
         Ok(Self { path, file })
+    }
+
+    /// What an earlier run has left in `target/reports/NAME.jsonl`: nothing where there is none. A last line that was cut short is
+    /// left out.
+    pub(super) fn earlier<T: DeserializeOwned>(name: &str) -> Vec<T> {
+        let path = path(name);
+        let text = fs::read_to_string(path).unwrap_or_default();
+        text.lines()
+            .filter_map(|line| serde_json::from_str(line).ok())
+            .collect()
     }
 
     /// Adds an entry.
@@ -43,4 +53,10 @@ impl Journal {
     pub(super) fn path(&self) -> &std::path::Path {
         &self.path
     }
+}
+
+fn path(name: &str) -> PathBuf {
+    crate::compile::target_folder()
+        .join("reports")
+        .join(format!("{name}.jsonl"))
 }

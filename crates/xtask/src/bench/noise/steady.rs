@@ -98,6 +98,7 @@ pub(super) fn run(stand: &Stand<'_>, time: Duration) -> Result<Vec<Row>> {
         .map(|busy| busy.percent().ok().flatten())
         .collect::<Vec<_>>();
     let questions = probe.finish()?;
+    let pauses = pauses(&pair).unwrap_or_default();
     // They tell what each claim was made of, and cost nothing.
     pair.keep_logs(stand.logs)?;
     step.done(format!(
@@ -118,6 +119,7 @@ pub(super) fn run(stand: &Stand<'_>, time: Duration) -> Result<Vec<Row>> {
             .zip(1..)
             .map(|(share, host)| Row::new(format!("processor of host {host}, busy"), "%", share)),
     );
+    rows.extend(pauses);
     let times = questions.response_ms();
     let unanswered = questions.questions.len() - times.count();
     rows.extend([
@@ -132,6 +134,19 @@ pub(super) fn run(stand: &Stand<'_>, time: Duration) -> Result<Vec<Row>> {
         Row::new("… longest response time", "ms", times.max()),
     ]);
     Ok(rows)
+}
+
+/// How long the guest stood still for its epochs, since the runner's process started.
+fn pauses(pair: &Pair<'_>) -> Result<Vec<Row>> {
+    let runner = pair.runner()?.context("no host runs the machine")?;
+    let phases = pair.timing(runner)?;
+    let pause = phases.iter().find(|phase| phase.name == "pause");
+    Ok(pause.map_or_else(Vec::new, |pause| {
+        vec![
+            Row::new("pause p50", "ms", pause.p50_ms()),
+            Row::new("pause p99", "ms", pause.p99_ms()),
+        ]
+    }))
 }
 
 fn look(pair: &mut Pair<'_>, before: Seen, begin: Instant) -> Result<Look> {

@@ -17,12 +17,14 @@ use crate::{
     sipp,
 };
 use anyhow::{Context as _, Result};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::{
     thread,
     time::{Duration, Instant},
 };
 
+/// What the journal and the plot are called.
+const JOURNAL: &str = "bench-noise-sweep";
 /// How long a pair may take to be protected. With a short `T_b` on an emulated host it may never be.
 const PROTECTED_WITHIN: Duration = Duration::from_secs(45);
 /// From one look at the hosts to the next.
@@ -35,7 +37,7 @@ const TAKEOVER_WITHIN: Duration = Duration::from_secs(20);
 const BOOT_LIMIT: Duration = Duration::from_mins(1);
 
 /// What one value of `T_b` showed.
-#[derive(Debug, Clone, Default, Serialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 struct Value {
     t_b_ms: u64,
     /// Why the pair was not protected, and nothing was measured; or why there were no more cuts.
@@ -60,11 +62,25 @@ impl Value {
 ///
 /// # Errors
 /// The hosts can't be had. A value at which the pair does not work is part of the outcome.
-pub(super) fn run(stand: &Stand<'_>, all: &[u64], watch: Duration, cuts: u32) -> Result<Vec<Row>> {
-    let mut journal = Journal::begin("bench-noise-sweep")?;
-    let mut values: Vec<Value> = Vec::new();
-    for &t_b_ms in all {
-        if !values.is_empty() {
+pub(super) fn run(
+    stand: &Stand<'_>,
+    all: &[u64],
+    watch: Duration,
+    cuts: u32,
+    add: bool,
+) -> Result<Vec<Row>> {
+    let mut values: Vec<Value> = if add {
+        Journal::earlier(JOURNAL)
+    } else {
+        Vec::new()
+    };
+    values.retain(|value| !all.contains(&value.t_b_ms));
+    let mut journal = Journal::begin(JOURNAL)?;
+    for value in &values {
+        journal.add(value)?;
+    }
+    for (number, &t_b_ms) in all.iter().enumerate() {
+        if number > 0 {
             restart(stand)?;
         }
         let mut value = Value {
@@ -78,8 +94,9 @@ pub(super) fn run(stand: &Stand<'_>, all: &[u64], watch: Duration, cuts: u32) ->
         step.done(value.text());
         journal.add(&value)?;
         values.push(value);
-        let path = plot(&values).write(&target_folder().join("reports"), "bench-noise-sweep")?;
-        if values.len() == all.len() {
+        values.sort_by_key(|value| value.t_b_ms);
+        let path = plot(&values).write(&target_folder().join("reports"), JOURNAL)?;
+        if number + 1 == all.len() {
             stand.progress.note(format!("the plot: {}", path.display()));
         }
     }
