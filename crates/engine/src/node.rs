@@ -14,6 +14,7 @@ use crate::{
 use romulus_checkpoint::Staging;
 use romulus_network::Mode;
 use romulus_protocol::{
+    detector::{Late, Noise},
     host::{Action, Event, Host, Notice, Status},
     id::{Epoch, Incarnation, SessionId},
     message::Message,
@@ -363,13 +364,23 @@ impl Node {
             Notice::Running { term } => format!("runs the machine here, in term {term}"),
             // Whoever runs the engine says this in its own words.
             Notice::Protected(protected) => return self.report(Report::Protected(protected)),
-            Notice::Adapted { t_b } => {
+            Notice::Adapted { t_b, noise } => {
                 let mut told = lock(&self.told_t_b);
                 if !is_news(*told, t_b) {
                     return;
                 }
                 *told = t_b;
-                format!("this host is noisy: T_b is now {} ms", t_b.as_millis())
+                let t_b = t_b.as_millis();
+                let Some(Noise { delay, late, .. }) = noise else {
+                    return;
+                };
+                let delay = delay.as_millis();
+                let why = match late {
+                    Late::Own => format!("this host did not run for {delay} ms"),
+                    Late::Echo => format!("a heartbeat's echo took {delay} ms"),
+                    Late::Silence => format!("the other host was silent for {delay} ms"),
+                };
+                format!("noise: T_b is now {t_b} ms ({why})")
             }
             Notice::Arbiter { answers: true } => "the arbiter answers".to_owned(),
             Notice::Arbiter { answers: false } => {

@@ -64,6 +64,28 @@ pub struct Peer {
     pub generation: Generation,
 }
 
+/// What was late and came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Late {
+    /// This host: it did not run.
+    Own,
+    /// The echo of a heartbeat of its own.
+    Echo,
+    /// The other side's word.
+    Silence,
+}
+
+/// A delay that ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Noise {
+    /// When it ended.
+    pub at: Time,
+    /// How long it was, and at most as long as `T_b` was then.
+    pub delay: Duration,
+    /// What was late.
+    pub late: Late,
+}
+
 /// Which proof of life counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Watch {
@@ -86,8 +108,8 @@ pub struct Detector {
     loop_turned: Time,
     /// When the observer did not run: from, to.
     late: Vec<(Time, Time)>,
-    /// The longest delay that is remembered, and when it ended.
-    noise: Option<(Time, Duration)>,
+    /// The longest delay that is remembered.
+    noise: Option<Noise>,
     t_b: Duration,
 }
 
@@ -116,6 +138,11 @@ impl Detector {
     /// `T_b` as it is now: the configured one, or longer on a noisy host.
     pub fn t_b(&self) -> Duration {
         self.t_b
+    }
+
+    /// The delay to which `T_b` has adapted.
+    pub fn noise(&self) -> Option<Noise> {
+        self.noise
     }
 
     /// `T_a` as it is now: as long in relation to `T_b` as it is configured.
@@ -155,7 +182,7 @@ impl Detector {
                 self.late.remove(0);
             }
             self.late.push((now - gap, now));
-            self.noticed(now, gap);
+            self.noticed(now, gap, Late::Own);
         }
         self.adapt(now)
     }
@@ -185,7 +212,8 @@ impl Detector {
             if let Some(last) = last
                 && did != Activity::Frozen
             {
-                self.noticed(now, now.since(last).saturating_sub(self.late_since(last)));
+                let silence = now.since(last).saturating_sub(self.late_since(last));
+                self.noticed(now, silence, Late::Silence);
             }
         }
         let peer = self.entry(now, beat.from);
@@ -196,7 +224,7 @@ impl Detector {
         let sent = if own { echo.sent.min(now) } else { now };
         if peer.echoed.is_none_or(|newest| sent > newest) {
             peer.echoed = Some(sent);
-            self.noticed(now, now.since(sent));
+            self.noticed(now, now.since(sent), Late::Echo);
         }
     }
 
@@ -331,19 +359,24 @@ impl Detector {
 
     /// Something was late and came. One delay at most doubles `T_b`: a host that stood still for
     /// long, or a path that was cut, says little of what is usual.
-    fn noticed(&mut self, now: Time, delay: Duration) {
+    fn noticed(&mut self, now: Time, delay: Duration, late: Late) {
         let delay = delay.min(self.t_b);
         if delay >= self.usual(now) {
-            self.noise = Some((now, delay));
+            self.noise = Some(Noise {
+                at: now,
+                delay,
+                late,
+            });
         }
     }
 
     /// What is left of the longest delay remembered.
     fn usual(&self, now: Time) -> Duration {
-        self.noise.map_or(Duration::ZERO, |(at, delay)| {
-            let left = NOISE_LASTS.saturating_sub(now.since(at));
-            scaled(delay, left.as_nanos(), NOISE_LASTS.as_nanos())
-        })
+        self.noise
+            .map_or(Duration::ZERO, |Noise { at, delay, .. }| {
+                let left = NOISE_LASTS.saturating_sub(now.since(at));
+                scaled(delay, left.as_nanos(), NOISE_LASTS.as_nanos())
+            })
     }
 
     fn adapt(&mut self, now: Time) -> Option<Duration> {

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::arbiter::{Answer, Request};
+use crate::detector::Noise;
 use crate::heartbeat::Heartbeat;
 use crate::id::{Epoch, Incarnation, MachineId, SessionId, Term};
 use crate::message::Message;
@@ -185,6 +186,8 @@ pub enum Notice {
     Adapted {
         /// The new `T_b`.
         t_b: Duration,
+        /// The delay from which it follows.
+        noise: Option<Noise>,
     },
     /// The arbiter answers again, or no longer: nobody could run on alone.
     Arbiter {

@@ -110,6 +110,12 @@ struct Stand<'lab> {
     progress: &'lab Progress,
 }
 
+/// What the arbiter's log tells until now.
+fn seen(pair: &pair::Pair<'_>) -> Result<record::Seen> {
+    let now = pair::unix_seconds(std::time::SystemTime::now());
+    Ok(record::Seen::read(&pair.arbiter.messages()?, now))
+}
+
 /// Tasks that want this computer's processors, mean of the last minute.
 fn computer_load() -> Option<f64> {
     let text = std::fs::read_to_string("/proc/loadavg").ok()?;

@@ -39,6 +39,10 @@ fn a_silence_that_ended_is_noise() {
     assert_eq!(detector.t_b(), USUAL, "it may be a failure as yet");
     lively(&mut detector, 1_080, 1_100);
     // From 990 to 1080: 90 ms.
+    assert_eq!(
+        detector.noise().map(|noise| noise.late),
+        Some(Late::Silence)
+    );
     assert_eq!(detector.t_b(), 180 * MS);
     assert_eq!(detector.t_a(), 144 * MS, "T_a is as much longer");
     assert_eq!(
@@ -60,12 +64,14 @@ fn an_echo_that_was_late_is_noise_and_so_is_this_host() {
         detector.tick(at(ms), true);
     }
     assert_eq!(detector.t_b(), 120 * MS, "twice 60 ms");
+    assert_eq!(detector.noise().map(|noise| noise.late), Some(Late::Echo));
     detector.tick(at(290), true);
     assert_eq!(
         detector.t_b(),
         200 * MS,
         "100 ms at once in which this host did not run"
     );
+    assert_eq!(detector.noise().map(|noise| noise.late), Some(Late::Own));
 }
 
 #[test]
@@ -122,7 +128,7 @@ fn it_is_forgotten_slowly() {
     assert_eq!(after(20), USUAL);
     // Something shorter counts only when it is more than what is left.
     assert_eq!(after(31), USUAL);
-    assert_eq!(detector.noise.map(|(at, _)| at), Some(later(0)));
+    assert_eq!(detector.noise().map(|noise| noise.at), Some(later(0)));
 }
 
 /// Half an hour between two hosts that stand still now and then, each for up to `longest` ms:

@@ -1,6 +1,6 @@
 //! The long look: `T_b` at its default, nothing fails.
 
-use super::{Stand, busy::Busy, computer_load, journal::Journal, record::Seen};
+use super::{Stand, busy::Busy, computer_load, journal::Journal, record::Seen, seen};
 use crate::{
     assets::Image,
     compile::target_folder,
@@ -75,7 +75,7 @@ pub(super) fn run(stand: &Stand<'_>, time: Duration) -> Result<Vec<Row>> {
         journal.path().display()
     ));
     let begin = Instant::now();
-    let before = Seen::read(&pair.arbiter.messages()?);
+    let before = seen(&pair)?;
     let mut looks: Vec<Look> = Vec::new();
     while begin.elapsed() < time {
         match look(&mut pair, before, begin) {
@@ -92,7 +92,7 @@ pub(super) fn run(stand: &Stand<'_>, time: Duration) -> Result<Vec<Row>> {
         thread::sleep(LOOK.min(time.saturating_sub(begin.elapsed())));
     }
     let watched = begin.elapsed();
-    let seen = Seen::read(&pair.arbiter.messages()?).since(before);
+    let seen = seen(&pair)?.since(before);
     let shares = busy
         .iter()
         .map(|busy| busy.percent().ok().flatten())
@@ -160,7 +160,7 @@ fn look(pair: &mut Pair<'_>, before: Seen, begin: Instant) -> Result<Look> {
             protected |= status.is_protected_here();
         }
     }
-    let seen = Seen::read(&pair.arbiter.messages()?).since(before);
+    let seen = seen(pair)?.since(before);
     Ok(Look {
         seconds: begin.elapsed().as_secs_f64(),
         t_b_ms,
@@ -199,14 +199,11 @@ fn rows(watched: Duration, seen: Seen, looks: &[Look]) -> Vec<Row> {
         Row::new("cover lost without a failure", "", count(seen.cover_lost)),
         Row::new("claims, whoever won", "", count(seen.claims)),
     ];
-    let protected = looks.iter().filter(|look| look.protected).count();
-    let share = count(protected)
-        .zip(count(looks.len()))
-        .filter(|(_, all)| *all > 0.0);
+    let covered = seen.covered / watched.as_secs_f64() * 100.0;
     rows.push(Row::new(
-        "looks at which the machine was protected",
+        "time in which somebody was named to take over",
         "%",
-        share.map(|(protected, all)| protected / all * 100.0),
+        Some(covered).filter(|share| share.is_finite()),
     ));
     for side in 0..2 {
         let t_b = looks.iter().filter_map(|look| look.t_b_ms[side]);
@@ -301,7 +298,7 @@ mod tests {
     #[test]
     fn a_run_without_a_look_has_no_figures_of_it() {
         let rows = rows(Duration::ZERO, Seen::default(), &[]);
-        let share = rows.iter().find(|row| row.what.contains("protected"));
+        let share = rows.iter().find(|row| row.what.contains("named"));
         assert_eq!(share.map(|row| row.value), Some(None));
     }
 }

@@ -1,7 +1,7 @@
 //! `T_b` fixed, at one value after the other: what happens while nothing fails, and how long a takeover takes when the power is
 //! cut.
 
-use super::{Stand, busy::Busy, journal::Journal, record::Seen};
+use super::{Stand, busy::Busy, journal::Journal, seen};
 use crate::{
     assets::Image,
     compile::target_folder,
@@ -27,6 +27,8 @@ use std::{
 const JOURNAL: &str = "bench-noise-sweep";
 /// How long a pair may take to be protected. With a short `T_b` on an emulated host it may never be.
 const PROTECTED_WITHIN: Duration = Duration::from_secs(45);
+/// The same under the load, which leaves a full copy a tenth of the processor, or what it can take.
+const COVERED_AGAIN_WITHIN: Duration = Duration::from_secs(90);
 /// From one look at the hosts to the next.
 const LOOK: Duration = Duration::from_millis(500);
 /// How often the probe asks until the cut.
@@ -45,6 +47,9 @@ struct Value {
     watched_seconds: f64,
     takeovers: usize,
     cover_lost: usize,
+    /// For how long of it somebody was named to take over.
+    #[serde(default)]
+    covered_seconds: f64,
     /// From a cut to the first answer to a question that was asked after it, in milliseconds.
     first_answer_ms: Vec<f64>,
     /// From a cut to the machine's start on the other host.
@@ -153,12 +158,12 @@ fn measure_pair(
 ) -> Result<()> {
     pair.running(0)?.wait_console("GUEST UP", BOOT_LIMIT)?;
     let mut busy: Vec<Busy<'_>> = Vec::new();
-    // Where there is never any cover there are no takeovers either: that is worth telling.
-    protected(pair).context("before the load")?;
+    // Where it never comes to that, it is watched all the same: the figures tell.
+    let ready = protected(pair, PROTECTED_WITHIN).context("before the load");
     for side in 0..2 {
         busy.push(Busy::start(pair.host(side), stand.load)?);
     }
-    let before = Seen::read(&pair.arbiter.messages()?);
+    let before = seen(pair)?;
     let begin = Instant::now();
     let mut told = Ok(());
     while begin.elapsed() < watch && told.is_ok() {
@@ -167,14 +172,18 @@ fn measure_pair(
         for side in 0..2 {
             told = told.and_then(|()| pair.running(side)?.still_runs());
         }
-        let seen = Seen::read(&pair.arbiter.messages()?).since(before);
+        let seen = seen(pair)?.since(before);
         value.watched_seconds = begin.elapsed().as_secs_f64();
+        value.covered_seconds = seen.covered;
         (value.takeovers, value.cover_lost) = (seen.takeovers, seen.cover_lost);
     }
     told?;
+    if cuts > 0 && value.covered_seconds <= 0.0 {
+        ready?;
+    }
     for number in 1..=cuts {
         let name = format!("before cut {number}");
-        let runner = protected(pair).context(name)?;
+        let runner = protected(pair, COVERED_AGAIN_WITHIN).context(name)?;
         cut(stand, pair, runner, value)?;
         if number < cuts {
             pair.return_host(runner)?;
@@ -184,30 +193,19 @@ fn measure_pair(
     Ok(())
 }
 
-/// Waits until it is protected; that two hosts say that they run it, for a moment, is the takeovers' own doing.
-fn protected(pair: &Pair<'_>) -> Result<usize> {
-    let mut last = None;
-    process::poll(PROTECTED_WITHIN, LOOK, || {
-        for side in 0..2 {
-            if pair.is_up(side) {
-                let status = pair.status(side)?;
-                if status
-                    .as_ref()
-                    .is_some_and(crate::pair::Status::is_protected_here)
-                {
-                    return Ok(Some(side));
-                }
-                last = status.or(last.take());
+/// Waits until it is protected, and gives the host that runs it. That two hosts say that they run it, for a moment, is the
+/// takeovers' own doing.
+fn protected(pair: &Pair<'_>, limit: Duration) -> Result<usize> {
+    process::poll(limit, LOOK, || {
+        for side in (0..2).filter(|side| pair.is_up(*side)) {
+            let status = pair.status(side)?;
+            if status.is_some_and(|status| status.is_protected_here()) {
+                return Ok(Some(side));
             }
         }
         Ok(None)
     })?
-    .with_context(|| {
-        format!(
-            "not protected within {} s; last seen {last:?}",
-            PROTECTED_WITHIN.as_secs()
-        )
-    })
+    .with_context(|| format!("not protected within {} s", limit.as_secs()))
 }
 
 fn cut(stand: &Stand<'_>, pair: &mut Pair<'_>, runner: usize, value: &mut Value) -> Result<()> {
@@ -239,20 +237,19 @@ fn cut(stand: &Stand<'_>, pair: &mut Pair<'_>, runner: usize, value: &mut Value)
 impl Value {
     fn text(&self) -> String {
         let first = Distribution::new(self.first_answer_ms.clone());
-        let mut text = format!(
-            "T_b {} ms: {} takeovers without a failure in {:.0} s, cover lost {} times, first answer after a cut {}",
+        let trouble = self.trouble.as_ref();
+        let trouble = trouble.map_or_else(String::new, |trouble| format!("; {trouble}"));
+        format!(
+            "T_b {} ms: {} takeovers without a failure in {:.0} s, cover for {:.0} s and lost {} times, first answer after a cut {}{trouble}",
             self.t_b_ms,
             self.takeovers,
             self.watched_seconds,
+            self.covered_seconds,
             self.cover_lost,
             first
                 .median()
                 .map_or_else(|| "never seen".to_owned(), |ms| format!("after {ms:.0} ms")),
-        );
-        if let Some(trouble) = &self.trouble {
-            text += &format!("; {trouble}");
-        }
-        text
+        )
     }
 }
 
@@ -260,8 +257,14 @@ fn rows(value: &Value) -> Vec<Row> {
     let of = |what: &str| format!("T_b {} ms: {what}", value.t_b_ms);
     let first = Distribution::new(value.first_answer_ms.clone());
     let running = Distribution::new(value.running_ms.clone());
+    let covered = value.covered_seconds / value.watched_seconds * 100.0;
     vec![
         Row::new(of("watched"), "s", value.watched_seconds.round()),
+        Row::new(
+            of("time in which somebody was named to take over"),
+            "%",
+            Some(covered).filter(|share| share.is_finite()),
+        ),
         Row::new(
             of("takeovers without a failure"),
             "1/h",
@@ -311,9 +314,9 @@ mod tests {
         };
         let plot = plot(std::slice::from_ref(&value));
         assert_eq!(plot.series[0].points, [(120.0, 130.0), (120.0, 150.0)]);
-        assert_eq!(rows(&value)[1].value, Some(120.0));
+        assert_eq!(rows(&value)[2].value, Some(120.0));
         let never = Value::default();
-        assert_eq!(rows(&never)[1].value, None, "nothing was watched");
+        assert_eq!(rows(&never)[2].value, None, "nothing was watched");
         assert!(never.text().contains("never seen"));
     }
 }
