@@ -29,6 +29,7 @@ mod outbox;
 mod output;
 mod peers;
 mod phases;
+mod priority;
 mod pulse;
 pub mod random;
 mod settings;

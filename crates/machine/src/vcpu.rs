@@ -2,6 +2,7 @@
 
 pub(crate) mod cpuid;
 mod gate;
+mod haste;
 mod help;
 pub(crate) mod msrs;
 mod run;

@@ -8,7 +8,7 @@ mod wait;
 
 pub(crate) use arbiter::Arbiter;
 pub(crate) use status::{Phase, Status};
-pub(crate) use takeover::{Steps, UnixSeconds, unix_seconds};
+pub(crate) use takeover::{Steps, UnixSeconds, time as log_time, unix_seconds};
 
 use crate::{
     assets::{Assets, Guest},

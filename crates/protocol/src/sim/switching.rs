@@ -113,7 +113,7 @@ impl World<'_> {
     }
 
     fn t_hold(&self) -> u64 {
-        u64::try_from(timing(self.guards).t_hold.as_nanos()).unwrap_or(0)
+        u64::try_from(timing(self.guards, self.seed).t_hold.as_nanos()).unwrap_or(0)
     }
 
     /// Nothing fails, the machine is protected: a switchover must come about, or must not.
@@ -214,7 +214,8 @@ impl World<'_> {
     /// The machine is switched over for an uplink.
     pub(super) fn check_switch(&mut self, host: usize) {
         let (now, clocks) = (self.now, |time: u64| time * 94 / 100);
-        let t_uplink = u64::try_from(timing(self.guards).t_uplink.as_nanos()).unwrap_or(0);
+        let t_uplink =
+            u64::try_from(timing(self.guards, self.seed).t_uplink.as_nanos()).unwrap_or(0);
         let gone = self.computers[host].uplink.gone_for(now);
         // It may just have come back.
         let gone = gone.unwrap_or(now - self.computers[host].uplink.down.min(now));
