@@ -28,7 +28,6 @@ mod outbox;
 mod output;
 mod peers;
 mod phases;
-mod priority;
 mod pulse;
 pub mod random;
 mod settings;
