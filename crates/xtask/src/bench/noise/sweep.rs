@@ -36,7 +36,7 @@ const CALM: Duration = Duration::from_millis(100);
 /// How long a takeover may take before it counts as none.
 const TAKEOVER_WITHIN: Duration = Duration::from_secs(20);
 /// How long the guest may take to come up.
-const BOOT_LIMIT: Duration = Duration::from_mins(1);
+const BOOT_LIMIT: Duration = Duration::from_mins(4);
 
 /// What one value of `T_b` showed.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
