@@ -16,7 +16,6 @@ use crate::{
     node::{Node, lock},
     orders::Order,
     outbox::{Item, Outbox, Stream},
-    priority,
     settings::{Builder, Settings, Shape},
 };
 use guest::Held;
@@ -149,7 +148,6 @@ impl Driver {
     /// Runs until the machine has ended for good. The machine goes with it: its taps and disks are free when the process
     /// says that it has ended.
     pub(crate) fn run(mut self) -> Ended {
-        priority::raise(priority::EPOCHS);
         loop {
             let order = self.node.orders.wait(self.deadline());
             self.turn();
@@ -180,9 +178,6 @@ impl Driver {
         let mut deadline = self.turned + self.pace();
         if let Some(session) = &self.session
             && let Some(end) = session.control.end(self.node.output.holding())
-            // An epoch that is due and must not end would keep this thread awake, at the cost of all others.
-            && (end > clock::now()
-                || matches!(self.held, Held::Running(_)) && self.node.may_seal())
         {
             deadline = deadline.min(end);
         }

@@ -29,7 +29,6 @@ mod outbox;
 mod output;
 mod peers;
 mod phases;
-mod priority;
 mod pulse;
 pub mod random;
 mod settings;

@@ -4,7 +4,7 @@
 #[cfg(test)]
 mod tests;
 
-use crate::{node::Node, priority};
+use crate::node::Node;
 use romulus_protocol::{host::Event, lanes::Lane};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::{os::fd::OwnedFd, sync::Arc, time::Duration};
@@ -16,8 +16,7 @@ const SLEEP_MAX: Duration = Duration::from_millis(100);
 /// waited for at takeovers. Heartbeats are not: they are read when the next one is due, which saves
 /// two of three wake-ups and makes an echo older by one interval at most.
 pub(crate) fn run(node: &Arc<Node>, arbiter: &OwnedFd) {
-    // A busy host must not keep this thread from running: that would be a false alarm.
-    priority::raise(priority::HEARTBEATS);
+    raise_priority();
     let mut events = Vec::new();
     while !node.is_ending() {
         let answered = wait(arbiter, node.sleep().min(SLEEP_MAX));
@@ -51,4 +50,15 @@ fn wait(socket: &OwnedFd, at_most: Duration) -> bool {
     };
     // Interrupted or failed: the caller looks.
     poll(&mut polled, Some(&timeout)).map_or(true, |ready| ready > 0)
+}
+
+/// A busy host must not keep this thread from running: that would be a false alarm. Without the
+/// permission it stays as it is.
+fn raise_priority() {
+    let priority = libc::sched_param { sched_priority: 10 };
+    // SAFETY: the structure is valid for the call; only this thread (0) is concerned.
+    let done = unsafe { libc::sched_setscheduler(0, libc::SCHED_RR, &raw const priority) };
+    if done != 0 {
+        tracing::debug!("the heartbeats run without real-time priority");
+    }
 }

@@ -2,7 +2,6 @@
 
 pub(crate) mod cpuid;
 mod gate;
-mod haste;
 mod help;
 pub(crate) mod msrs;
 mod run;

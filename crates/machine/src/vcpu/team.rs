@@ -3,7 +3,6 @@
 use super::{
     Bus, Vcpu, cpuid,
     gate::{Gate, Order},
-    haste::Haste,
     help::Help,
     run,
     sleep::Sleep,
@@ -66,7 +65,6 @@ struct Shared {
     boxes: Vec<Mutex<Mailbox>>,
     exits: Vec<Counter>,
     kicks: OnceLock<Vec<Kick>>,
-    hastes: Vec<Haste>,
     latch: Arc<ExitLatch>,
 }
 
@@ -107,7 +105,6 @@ impl Team {
             boxes: (0..n).map(|_| Mutex::default()).collect(),
             exits: (0..n).map(|_| Counter::default()).collect(),
             kicks: OnceLock::new(),
-            hastes: (0..n).map(|_| Haste::default()).collect(),
             latch,
         });
         let mut team = Self {
@@ -148,7 +145,6 @@ impl Team {
     /// # Errors
     /// The machine has stopped by itself.
     pub(crate) fn park(&mut self) -> Result<(), Error> {
-        self.shared.hasten();
         self.shared.gate.order(Order::Park);
         self.shared.kick();
         self.wait()
@@ -292,14 +288,6 @@ impl Shared {
         self.kicks.get().map_or(&[], Vec::as_slice)
     }
 
-    /// Nobody else's work is to keep the threads from parking.
-    fn hasten(&self) {
-        for (kick, haste) in self.kicks().iter().zip(&self.hastes) {
-            // SAFETY: the threads are joined only by the team's drop.
-            unsafe { haste.begin(kick.thread) };
-        }
-    }
-
     /// Gets every thread out of `KVM_RUN`, and keeps it from going back in.
     fn kick(&self) {
         for kick in self.kicks() {
@@ -320,7 +308,6 @@ impl Shared {
         loop {
             match self.gate.next(&mut seen, || self.help.join()) {
                 Order::Run { forgive } => {
-                    self.hastes[index].end();
                     if forgive {
                         // Refused where the guest does not use this clock: then nothing is lost.
                         let _ = vcpu.fd.kvmclock_ctrl();
