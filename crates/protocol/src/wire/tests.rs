@@ -377,7 +377,7 @@ proptest! {
 fn the_header_is_what_the_text_says() {
     let mut out = Vec::new();
     encode_message(&Message::Stopped, &mut out);
-    let mut golden = b"RMLS\x01\x00\x1a\x00\x00\x00\x00\x00".to_vec();
+    let mut golden = b"RMLS\x02\x00\x1a\x00\x00\x00\x00\x00".to_vec();
     golden.extend_from_slice(&crc32c::crc32c(&golden).to_le_bytes());
     assert_eq!(out, golden);
     out[4] = 9;
