@@ -30,6 +30,7 @@ mod peers;
 mod phases;
 mod pulse;
 pub mod random;
+mod rehearsal;
 mod settings;
 pub mod sidecar;
 
@@ -158,6 +159,8 @@ pub struct Status {
     pub sent_pages: u64,
     /// Bytes sent.
     pub sent_bytes: u64,
+    /// How often this process has rehearsed a replica.
+    pub rehearsals: u64,
     /// For how long the machine has been protected.
     pub protected_for: Option<Duration>,
 }
@@ -223,6 +226,7 @@ impl Engine {
             inlet: Some(Arc::clone(&node.input) as Arc<_>),
             disks: (!disks.is_empty()).then(|| Arc::clone(&log) as Arc<_>),
             lock_memory: settings.lock_memory,
+            shareable: settings.rehearse.is_some(),
         };
         let links = Links {
             node: Arc::clone(&node),
@@ -326,6 +330,7 @@ impl Engine {
             first_writes: figures.first_writes.load(Ordering::Relaxed),
             sent_pages: figures.sent_pages.load(Ordering::Relaxed),
             sent_bytes: figures.sent_bytes.load(Ordering::Relaxed),
+            rehearsals: figures.rehearsals.load(Ordering::Relaxed),
             protected_for: host.protected_since.map(|since| clock::now().since(since)),
         }
     }

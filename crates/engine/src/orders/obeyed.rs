@@ -19,7 +19,7 @@ use crate::{
     settings::{ArbiterAddress, HostAddress},
 };
 use romulus_machine::{
-    DiskLog as _, Memory, Outlet as _, Ports, TapWriter, TrackingCosts, tiny::Tiny,
+    CableEnd, DiskLog as _, Memory, Outlet as _, Ports, TapWriter, TrackingCosts, tiny::Tiny,
 };
 use romulus_network::{Mode, in_flight::Keep};
 use romulus_protocol::{
@@ -76,6 +76,10 @@ impl Builder for Watched {
         self.see(Builder::prepare(&self.tiny, ports))
     }
 
+    fn rehearse(&self, memory: Memory) -> Result<(Paused, Vec<CableEnd>), Error> {
+        self.tiny.rehearse(memory)
+    }
+
     fn shape(&self) -> Result<Shape, Error> {
         self.tiny.shape()
     }
@@ -124,6 +128,7 @@ fn settings(state: &Path) -> Settings {
         shadow: 1 << 20,
         queue: 1 << 20,
         lock_memory: false,
+        rehearse: None,
         reboot: true,
         tracking: TrackingCosts {
             first_write: Duration::from_micros(1),
@@ -163,6 +168,7 @@ impl Bench {
         let log = Arc::new(WriteLog::default());
         let ports = Ports {
             outlet: Some(Arc::clone(&node.output) as Arc<_>),
+            shareable: settings.rehearse.is_some(),
             ..Ports::default()
         };
         let driver = Driver::new(

@@ -166,6 +166,7 @@ fn settings(file: &MachineFile, me: usize) -> Result<Settings, Failure> {
         shadow: protection.shadow,
         queue: protection.queue,
         lock_memory: protection.lock_memory,
+        rehearse: protection.rehearse,
         reboot: file.on_reboot == After::Restart,
         tracking: tracking(),
     })
