@@ -94,6 +94,16 @@ impl Stage {
         }
     }
 
+    #[cfg(test)]
+    pub(crate) fn memory(&self) -> &Memory {
+        &self.memory
+    }
+
+    #[cfg(test)]
+    pub(crate) fn has_ended(&self) -> bool {
+        *lock(&self.ended)
+    }
+
     fn connect(&self, cables: Vec<CableEnd>) {
         let mut inner = lock(&self.cables);
         let before = std::mem::replace(&mut *inner, Cables::There(cables));

@@ -168,7 +168,7 @@ impl Bench {
         let log = Arc::new(WriteLog::default());
         let ports = Ports {
             outlet: Some(Arc::clone(&node.output) as Arc<_>),
-            shareable: settings.rehearse.is_some(),
+            shareable: true,
             ..Ports::default()
         };
         let driver = Driver::new(
