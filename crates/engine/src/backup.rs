@@ -23,7 +23,10 @@ use romulus_protocol::{
 };
 use std::{
     io,
-    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Condvar, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -105,6 +108,8 @@ pub(crate) struct Rehearsed {
 pub(crate) struct Backup {
     inner: Mutex<Inner>,
     changed: Condvar,
+    /// Input has come since the last rehearsal began. Whoever asks does not wait for a commit.
+    heard: AtomicBool,
 }
 
 /// The newest committed state, held still while it is loaded.
@@ -157,6 +162,7 @@ impl Backup {
                 rehearsal: None,
             }),
             changed: Condvar::new(),
+            heard: AtomicBool::new(false),
         }
     }
 
@@ -256,8 +262,14 @@ impl Backup {
         let saved = saved.to_vec();
         let stage = Arc::new(Stage::new(copy, inner.input.look(clock::now().0)));
         inner.stop_rehearsal();
+        self.heard.store(false, Ordering::Relaxed);
         inner.rehearsal = Some(Arc::clone(&stage));
         Ok(Some(Rehearsed { stage, saved }))
+    }
+
+    /// Whether the guest was sent something since the last rehearsal.
+    pub(crate) fn has_heard(&self) -> bool {
+        self.heard.load(Ordering::Relaxed)
     }
 
     /// This rehearsal is over: commits need not care for it any more.
@@ -324,8 +336,9 @@ impl Backup {
     pub(crate) fn frame(&self, session: SessionId, number: u64, card: usize, bytes: Vec<u8>) {
         let mut inner = self.lock();
         if inner.session == Some(session) && card < inner.cards {
-            if let Some(stage) = &inner.rehearsal {
-                stage.give(card, &bytes);
+            match &inner.rehearsal {
+                Some(stage) => stage.give(card, &bytes),
+                None => self.heard.store(true, Ordering::Relaxed),
             }
             inner.input.arrived(number, card, bytes, clock::now().0);
         }

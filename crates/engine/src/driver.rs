@@ -88,7 +88,7 @@ pub(crate) struct Driver {
     /// When the replica is rehearsed.
     rehearsals: Plan,
     /// A rehearsal, until it has ended.
-    rehearsing: Option<JoinHandle<()>>,
+    rehearsing: Option<JoinHandle<u64>>,
     /// The host has no processor to spare.
     crowded: bool,
 }

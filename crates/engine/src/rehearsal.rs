@@ -251,16 +251,24 @@ fn lower_priority() {
     }
 }
 
-/// When the next one is due: soon after the first commit, then ever later, then again and again.
+/// When the next one is due: soon after the first commit, then ever later, then again and again. If the guest had nothing to do in the
+/// last ones, which then show little, sooner once it is sent something.
 #[derive(Debug)]
 pub(crate) struct Plan {
     interval: Option<Duration>,
     gap: Duration,
+    last: Option<Time>,
     next: Option<Time>,
+    /// How often it may still be sooner.
+    sooner: u32,
 }
 
 /// From the first rehearsal to the second; the next gaps are twice as long each.
 const FIRST_GAP: Duration = Duration::from_secs(4);
+/// From one rehearsal to a sooner one.
+const SOONER_GAP: Duration = Duration::from_secs(1);
+/// What a guest is sent need not be anything that it answers.
+const SOONER_MAX: u32 = 4;
 
 impl Plan {
     /// Nothing is due. In the end one is due every `interval`, if there is one.
@@ -268,19 +276,39 @@ impl Plan {
         Plan {
             interval,
             gap: FIRST_GAP,
+            last: None,
             next: None,
+            sooner: 0,
         }
     }
 
     /// There is a replica to rehearse.
     pub(crate) fn begin(&mut self, now: Time) {
         self.gap = FIRST_GAP;
+        self.sooner = SOONER_MAX;
+        self.last = None;
         self.next = self.interval.map(|_| now);
     }
 
     /// There is none any more.
     pub(crate) fn stop(&mut self) {
         self.next = None;
+    }
+
+    /// The guest had something to do in the last one.
+    pub(crate) fn answered(&mut self) {
+        self.sooner = 0;
+    }
+
+    /// The guest on the primary was sent something since the last one.
+    pub(crate) fn heard(&mut self) {
+        if let (Some(next), Some(last)) = (&mut self.next, self.last)
+            && self.sooner > 0
+            && last + SOONER_GAP < *next
+        {
+            self.sooner -= 1;
+            *next = last + SOONER_GAP;
+        }
     }
 
     /// Whether one is due. It is, once.
@@ -293,6 +321,7 @@ impl Plan {
         }
         let gap = self.gap.min(interval);
         self.gap = gap * 2;
+        self.last = Some(now);
         self.next = Some(now + gap);
         true
     }

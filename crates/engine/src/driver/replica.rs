@@ -174,24 +174,39 @@ impl Driver {
         });
     }
 
-    /// Rehearses the replica if it is time for that, in a thread of its own.
+    /// Rehearses the replica if it is time for that, in a thread of its own, which says how many frames the guest sent.
     pub(super) fn rehearse(&mut self) {
-        if (self.rehearsing.as_ref()).is_some_and(|thread| !thread.is_finished())
-            || !matches!(self.held, Held::Ready(_))
-            || !self.rehearsals.due(clock::now())
+        if let Some(thread) = self.rehearsing.take_if(|thread| thread.is_finished())
+            && thread.join().is_ok_and(|sent| sent > 0)
         {
+            self.rehearsals.answered();
+        }
+        if self.rehearsing.is_some() || !matches!(self.held, Held::Ready(_)) {
+            return;
+        }
+        if self.backup.has_heard() {
+            self.rehearsals.heard();
+        }
+        if !self.rehearsals.due(clock::now()) {
             return;
         }
         let (node, backup, builder) =
             (self.node.clone(), self.backup.clone(), self.builder.clone());
         let work = move || match rehearsal::rehearse(&backup, &*builder) {
-            Ok(None) => tracing::debug!("there is nothing that could be rehearsed"),
+            Ok(None) => {
+                tracing::debug!("there is nothing that could be rehearsed");
+                0
+            }
             Ok(Some(outcome)) => {
                 node.figures.rehearsals.fetch_add(1, Ordering::Relaxed);
                 let Outcome { ran, sent, cut } = outcome;
                 tracing::info!(?ran, sent, cut, "rehearsed the replica");
+                sent
             }
-            Err(error) => tracing::warn!("the replica cannot be rehearsed: {error}"),
+            Err(error) => {
+                tracing::warn!("the replica cannot be rehearsed: {error}");
+                0
+            }
         };
         // The name is inherited by nobody: the machine's threads have theirs.
         let name = format!("{} rehearse", self.settings.name);

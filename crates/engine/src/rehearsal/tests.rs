@@ -19,6 +19,26 @@ fn it_is_rehearsed_at_once_then_ever_later_then_at_the_interval() {
     assert!(!plan.due(second(100)));
     plan.begin(second(200));
     assert!(plan.due(second(200)) && !plan.due(second(203)) && plan.due(second(204)));
+    // Nothing was asked of it so far.
+    plan.begin(second(300));
+    plan.heard();
+    assert!(plan.due(second(300)));
+    plan.heard();
+    assert!(!plan.due(second(300)) && plan.due(second(301)));
+    plan.answered();
+    plan.heard();
+    let due: Vec<u64> = (301..340).filter(|now| plan.due(second(*now))).collect();
+    assert_eq!(due, [309, 319, 329, 339]);
+    // It is sent what it does not answer.
+    plan.begin(second(400));
+    let mut due = Vec::new();
+    for now in 400..460 {
+        if plan.due(second(now)) {
+            due.push(now);
+        }
+        plan.heard();
+    }
+    assert_eq!(due, [400, 401, 402, 403, 404, 414, 424, 434, 444, 454]);
     let mut never = Plan::new(None);
     never.begin(second(1));
     assert!(!never.due(second(1000)));
