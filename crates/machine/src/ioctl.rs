@@ -261,6 +261,28 @@ mod tests {
     use super::*;
 
     /// The numbers of the kernel's `include/uapi/linux/kvm.h` on x86-64.
+    /// Some KVMs leave that mode by themselves, so that only here it is sure to be seen.
+    #[test]
+    fn paging_with_pae_outside_of_long_mode_has_more_than_sregs() {
+        for (cr0, cr4, efer, all) in [
+            (0, 0, 0, true),
+            (CR0_PG, 0, 0, true),
+            (0, CR4_PAE, 0, true),
+            (CR0_PG, CR4_PAE, EFER_LMA, true),
+            (CR0_PG, CR4_PAE, 0, false),
+        ] {
+            let sregs = kvm_sregs {
+                cr0,
+                cr4,
+                efer,
+                cr3: 0x7000,
+                ..Default::default()
+            };
+            let found = Sregs2::of(&sregs);
+            assert_eq!(found.map(|sregs| sregs.cr3), all.then_some(0x7000));
+        }
+    }
+
     #[test]
     fn call_numbers_are_the_kernels() {
         assert_eq!(KVM_GET_DIRTY_LOG(), 0x4010_ae42);
