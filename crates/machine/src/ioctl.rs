@@ -260,7 +260,6 @@ fn count(result: c_int) -> io::Result<usize> {
 mod tests {
     use super::*;
 
-    /// The numbers of the kernel's `include/uapi/linux/kvm.h` on x86-64.
     /// Some KVMs leave that mode by themselves, so that only here it is sure to be seen.
     #[test]
     fn paging_with_pae_outside_of_long_mode_has_more_than_sregs() {
@@ -283,6 +282,7 @@ mod tests {
         }
     }
 
+    /// The numbers of the kernel's `include/uapi/linux/kvm.h` on x86-64.
     #[test]
     fn call_numbers_are_the_kernels() {
         assert_eq!(KVM_GET_DIRTY_LOG(), 0x4010_ae42);
