@@ -81,6 +81,8 @@ pub(crate) struct Figures {
     pub(crate) sent_pages: AtomicU64,
     pub(crate) copied: AtomicU64,
     pub(crate) to_copy: AtomicU64,
+    /// How often the replica was rehearsed.
+    pub(crate) rehearsals: AtomicU64,
     /// Processor time of the last epoch's encoding and sending, in nanoseconds.
     pub(crate) last_work: AtomicU64,
     /// Pages of the last epoch whose content was not what it had been before.

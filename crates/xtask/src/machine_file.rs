@@ -56,6 +56,9 @@ pub(crate) struct Protection {
     /// Input on its way is given to the guest that takes over.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) forward_input: Option<bool>,
+    /// How often the replica is rehearsed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) rehearse: Option<String>,
     /// The one time-out from which the others follow.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) t_b: Option<String>,

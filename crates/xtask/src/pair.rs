@@ -87,6 +87,7 @@ impl<'lab> Pair<'lab> {
             mode: None,
             resend_output: None,
             forward_input: None,
+            rehearse: None,
             t_b: (lab.kind() == lab::Kind::Qemu).then(|| EMULATED_T_B.to_owned()),
             t_b_max: None,
             uplink: None,
