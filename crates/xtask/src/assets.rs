@@ -45,6 +45,11 @@ impl Image {
         recipe: "registrar-keepalived",
         ..Self::REGISTRAR_12
     };
+    /// Kamailio on Debian 12, which also redirects and passes calls on to anywhere.
+    pub(crate) const SIPSTONE_12: Self = Self {
+        recipe: "sipstone",
+        ..Self::REGISTRAR_12
+    };
     /// Debian 13's QEMU, to be unpacked in a host.
     pub(crate) const QEMU_13: Self = Self {
         recipe: "qemu",

@@ -62,6 +62,12 @@ pub(crate) struct Protection {
     /// How far that may grow by itself.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) t_b_max: Option<String>,
+    /// The interval after output, when none is held.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) epoch_shortest: Option<String>,
+    /// How far it stretches while the guest writes without output.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) epoch_longest: Option<String>,
     /// The silence that a cold start needs.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) t_cold: Option<String>,

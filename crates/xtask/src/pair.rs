@@ -89,6 +89,8 @@ impl<'lab> Pair<'lab> {
             forward_input: None,
             t_b: (lab.kind() == lab::Kind::Qemu).then(|| EMULATED_T_B.to_owned()),
             t_b_max: None,
+            epoch_shortest: None,
+            epoch_longest: None,
             t_cold: None,
             hosts: [1, 2].map(|number: usize| {
                 let host = lab.host(number);
@@ -248,6 +250,28 @@ impl<'lab> Pair<'lab> {
         ))?;
         serde_json::from_str(&text)
             .with_context(|| format!("`romulus status --timing --json` printed {text}"))
+    }
+
+    /// Writes the pair's file into a host and lets its process read it again; gives what that says.
+    ///
+    /// # Errors
+    /// The host can't be reached, or the process refuses.
+    pub(crate) fn reload(&self, side: usize) -> Result<serde_json::Value> {
+        let host = self.host(side);
+        machine_host::write_machine_file(host, &self.file)?;
+        let text = host.sh(&format!("{ROMULUS} reload {} --json", self.file.name))?;
+        serde_json::from_str(&text)
+            .with_context(|| format!("`romulus reload --json` printed {text}"))
+    }
+
+    /// Writes the mode into the pair's file, for what reads that from now on.
+    ///
+    /// # Errors
+    /// The file has nothing about protection.
+    pub(crate) fn set_mode(&mut self, mode: &str) -> Result<()> {
+        let protection = self.file.protection.as_mut();
+        protection.context("the machine is not protected")?.mode = Some(mode.to_owned());
+        Ok(())
     }
 
     /// The host that runs the machine, of those that have power; `None` if none does at the moment.

@@ -16,6 +16,8 @@ pub(crate) struct Series {
     pub(crate) name: String,
     /// (x, y) pairs.
     pub(crate) points: Vec<(f64, f64)>,
+    /// Whether a line joins them, in their order.
+    pub(crate) joined: bool,
 }
 
 /// A plot of points.
@@ -33,15 +35,22 @@ pub(crate) struct Plot<'a> {
 }
 
 impl Plot<'_> {
+    /// The plot as an SVG document.
+    ///
+    /// # Errors
+    /// It can't be drawn.
+    pub(crate) fn svg(&self) -> Result<String> {
+        self.draw()
+            .map_err(|error| anyhow!("drawing {}: {error}", self.title))
+    }
+
     /// Writes the plot to `folder/NAME.svg` and gives that path.
     ///
     /// # Errors
     /// The file can't be written.
     pub(crate) fn write(&self, folder: &Path, name: &str) -> Result<PathBuf> {
         let path = folder.join(format!("{name}.svg"));
-        let svg = self
-            .draw()
-            .map_err(|error| anyhow!("drawing {name}: {error}"))?;
+        let svg = self.svg()?;
         fs::create_dir_all(folder)
             .and_then(|()| fs::write(&path, svg))
             .with_context(|| format!("writing {}", path.display()))?;
@@ -76,6 +85,9 @@ impl Plot<'_> {
             }
             for (index, series) in self.series.iter().enumerate() {
                 let color = Palette99::pick(index).to_rgba();
+                if series.joined {
+                    chart.draw_series([PathElement::new(series.points.clone(), color)])?;
+                }
                 chart
                     .draw_series(series.points.iter().map(|point| {
                         EmptyElement::at(*point) + Circle::new((0, 0), 2, color.filled())
@@ -109,6 +121,7 @@ mod tests {
             series: vec![Series {
                 name: "UDP".into(),
                 points: vec![(0.0, 4.0), (1.0, 8.0)],
+                joined: false,
             }],
             marks: vec![(0.5, "power cut".into())],
         };

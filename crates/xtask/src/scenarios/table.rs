@@ -3,13 +3,13 @@
 
 mod course;
 mod draw;
+mod entry;
 mod guest;
-mod journal;
 mod rows;
 mod stand;
 
 pub(crate) use course::{Args, ROW_LIMIT, run};
 pub(crate) use draw::Draw;
-pub(crate) use journal::{Entry, Job, Journal};
+pub(crate) use entry::{Entry, Job};
 pub(crate) use rows::{Row, all};
 pub(crate) use stand::{Kit, Stand};

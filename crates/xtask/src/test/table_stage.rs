@@ -4,9 +4,10 @@ use super::tally::Tally;
 use crate::{
     assets::{Assets, Image, Wanted},
     compile::target_folder,
+    journal::Journal,
     process::{self, THIS_PROGRAM},
     report::{self, Report, Row as Measured, Target},
-    scenarios::table::{Entry, Job, Journal, ROW_LIMIT, Row},
+    scenarios::table::{Entry, Job, ROW_LIMIT, Row},
 };
 use anyhow::{Context as _, Result};
 use images::Progress;
@@ -101,7 +102,7 @@ pub(super) fn run(plan: &Plan, tally: &mut Tally) -> Result<Table> {
 struct Stage<'a> {
     plan: &'a Plan,
     list: PathBuf,
-    journal: Journal,
+    journal: Journal<Entry>,
     path: PathBuf,
 }
 

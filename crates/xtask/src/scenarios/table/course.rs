@@ -2,11 +2,11 @@
 
 use super::{
     draw::Draw,
-    journal::{Entry, Job, Journal},
+    entry::{Entry, Job},
     rows::{self, Row},
     stand::{Kit, Played, Stand, WRONG, wrong},
 };
-use crate::{assets::Assets, pair};
+use crate::{assets::Assets, journal::Journal, pair};
 use anyhow::{Context as _, Result, bail};
 use images::Progress;
 use lab::Lab;

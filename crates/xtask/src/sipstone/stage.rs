@@ -1,0 +1,263 @@
+//! What stands in the lab at the moment: one machine alone, or a protected pair. It stays as long as the next piece of work
+//! can use it.
+
+use crate::{
+    assets::{Assets, Guest as Files, Image},
+    machine_file::{FIRST_GUEST, MachineFile},
+    machine_host::{self, Running},
+    pair::Pair,
+    sipp,
+};
+use anyhow::{Context as _, Result, bail, ensure};
+use images::Progress;
+use lab::{Host, Lab};
+use romulus_telephony::sipstone::jobs::{Guest, Mode, Place};
+use std::{path::PathBuf, thread, time::Duration};
+
+/// How long a guest may take to come up.
+const BOOT_LIMIT: Duration = Duration::from_mins(4);
+/// How long a change of the mode may take to be in force, and how long a pair may take to be protected again after it.
+const SOON: Duration = Duration::from_mins(2);
+/// How long a fresh machine is asked for little before it is measured, in seconds.
+const SETTLE_SECONDS: u32 = 1;
+
+/// The lab, and what stands in it.
+pub(super) struct Stage<'lab> {
+    lab: &'lab Lab,
+    assets: &'lab Assets,
+    logs: PathBuf,
+    progress: &'lab Progress,
+    stands: Stands<'lab>,
+}
+
+enum Stands<'lab> {
+    Nothing,
+    Alone(Guest, Running<'lab>),
+    Pair(Place, Box<Pair<'lab>>),
+}
+
+impl<'lab> Stage<'lab> {
+    /// With nothing in it.
+    pub(super) fn new(
+        lab: &'lab Lab,
+        assets: &'lab Assets,
+        logs: &std::path::Path,
+        progress: &'lab Progress,
+    ) -> Self {
+        Self {
+            lab,
+            assets,
+            logs: logs.to_owned(),
+            progress,
+            stands: Stands::Nothing,
+        }
+    }
+
+    /// Where users are.
+    pub(super) fn client(&self) -> &'lab lab::Client {
+        self.lab.client()
+    }
+
+    /// For people.
+    pub(super) fn progress(&self) -> &'lab Progress {
+        self.progress
+    }
+
+    /// Sees to it that `place` stands, whole and protected.
+    ///
+    /// # Errors
+    /// It does not come up.
+    pub(super) fn stand(&mut self, place: Place) -> Result<()> {
+        let stands = std::mem::replace(&mut self.stands, Stands::Nothing);
+        self.stands = match stands {
+            Stands::Alone(guest, running)
+                if place.mode == Mode::Unprotected && guest == place.guest =>
+            {
+                running.still_runs()?;
+                Stands::Alone(guest, running)
+            }
+            Stands::Pair(was, mut pair)
+                if place.mode != Mode::Unprotected
+                    && was.guest == place.guest
+                    && was.epoch_ms == place.epoch_ms =>
+            {
+                restore(&mut pair)?;
+                if was.mode != place.mode {
+                    change_mode(&mut pair, place.mode)?;
+                }
+                sipp::settle(self.client(), sipp::sip(FIRST_GUEST), SETTLE_SECONDS)?;
+                Stands::Pair(place, pair)
+            }
+            other => {
+                drop(other);
+                self.fresh(place)?
+            }
+        };
+        Ok(())
+    }
+
+    fn fresh(&self, place: Place) -> Result<Stands<'lab>> {
+        both(self.lab.hosts(), |host| {
+            if !host.is_on() {
+                host.power_on()?;
+            }
+            host.sh("rm -rf /var/log/romulus/* /var/lib/romulus/*")?;
+            Ok(())
+        })?;
+        let guest = self.files(place.guest)?;
+        if place.mode == Mode::Unprotected {
+            let host = self.lab.host(1);
+            machine_host::place_romulus(host, self.assets)?;
+            let folder = machine_host::place_guest(host, guest)?;
+            let mut file = MachineFile::new("alone", guest, &folder, 0);
+            with_shell(&mut file);
+            let running = Running::start(host, file)?;
+            running.wait_console("GUEST UP", BOOT_LIMIT)?;
+            sipp::settle(self.client(), sipp::sip(FIRST_GUEST), SETTLE_SECONDS)?;
+            return Ok(Stands::Alone(place.guest, running));
+        }
+        let pair = Pair::protected(self.lab, self.assets, guest, |file| {
+            with_shell(file);
+            if let Some(protection) = &mut file.protection {
+                protection.mode = Some(place.mode.to_string());
+                let epoch = place.epoch_ms.map(|epoch| format!("{epoch}ms"));
+                protection.epoch_shortest.clone_from(&epoch);
+                protection.epoch_longest = epoch;
+            }
+        })?;
+        // It is protected before its guest has started everything.
+        let runner = pair.runner()?.context("no host runs the machine")?;
+        let ready = pair
+            .running(runner)?
+            .wait_console("GUEST UP", BOOT_LIMIT)
+            .and_then(|()| sipp::settle(self.client(), sipp::sip(FIRST_GUEST), SETTLE_SECONDS));
+        if let Err(error) = ready {
+            pair.keep_logs(&self.logs.join("boot"))?;
+            return Err(error);
+        }
+        Ok(Stands::Pair(place, Box::new(pair)))
+    }
+
+    fn files(&self, guest: Guest) -> Result<&'lab Files> {
+        match guest {
+            Guest::Sip => self.assets.guest(Image::SIPSTONE_12),
+            Guest::Pbx | Guest::Two => bail!("there is no such guest yet"),
+        }
+    }
+
+    /// The pair that stands.
+    ///
+    /// # Errors
+    /// None does.
+    pub(super) fn pair(&mut self) -> Result<&mut Pair<'lab>> {
+        match &mut self.stands {
+            Stands::Pair(_, pair) => Ok(pair),
+            Stands::Nothing | Stands::Alone(..) => bail!("no pair stands"),
+        }
+    }
+
+    /// The host that runs the machine, and the number of romulus's process there; and the same of the backup, if there is one.
+    ///
+    /// # Errors
+    /// Nobody runs it.
+    pub(super) fn processes(&self) -> Result<Processes<'lab>> {
+        match &self.stands {
+            Stands::Nothing => bail!("no machine stands"),
+            Stands::Alone(_, running) => Ok(Processes {
+                primary: (self.lab.host(1), running.pid()),
+                backup: None,
+            }),
+            Stands::Pair(_, pair) => {
+                let runner = pair.runner()?.context("no host runs the machine")?;
+                let of =
+                    |side: usize| -> Result<_> { Ok((pair.host(side), pair.running(side)?.pid())) };
+                Ok(Processes {
+                    primary: of(runner)?,
+                    backup: Some(of(1 - runner)?),
+                })
+            }
+        }
+    }
+
+    /// Keeps what tells why a piece of work failed, and makes the hosts new.
+    ///
+    /// # Errors
+    /// They can't be.
+    pub(super) fn give_up(&mut self, name: &str) -> Result<()> {
+        let folder = self.logs.join(name);
+        if let Stands::Pair(_, pair) = &self.stands {
+            pair.keep_logs(&folder)?;
+        } else {
+            for host in self.lab.hosts().iter().filter(|host| host.is_on()) {
+                machine_host::keep_logs(host, &folder)?;
+            }
+        }
+        self.stands = Stands::Nothing;
+        both(self.lab.hosts(), |host| {
+            host.power_off()?;
+            host.power_on()
+        })
+    }
+
+    /// Ends whatever stands.
+    ///
+    /// # Errors
+    /// None yet; a host that can't be reached is left as it is.
+    pub(super) fn clear(&mut self) -> Result<()> {
+        self.stands = Stands::Nothing;
+        Ok(())
+    }
+}
+
+/// Who runs the machine, and who holds its replica: hosts, and processes in them.
+pub(super) struct Processes<'lab> {
+    pub(super) primary: (&'lab Host, i32),
+    pub(super) backup: Option<(&'lab Host, i32)>,
+}
+
+fn with_shell(file: &mut MachineFile) {
+    file.boot.command_line.push_str(" service.shell");
+}
+
+/// Gives a lost host its power back, and waits until the machine is protected.
+fn restore(pair: &mut Pair<'_>) -> Result<()> {
+    for side in 0..2 {
+        if !pair.is_up(side) {
+            pair.return_host(side)?;
+        }
+    }
+    pair.wait_protected(None).map(drop)
+}
+
+fn change_mode(pair: &mut Pair<'_>, mode: Mode) -> Result<()> {
+    let mode = mode.to_string();
+    pair.set_mode(&mode)?;
+    for side in 0..2 {
+        let said = pair.reload(side)?;
+        ensure!(said["mode"] == *mode, "a host says {said}");
+    }
+    for side in 0..2 {
+        pair.wait_status(side, "in the new mode", SOON, |status| {
+            status
+                .cover()
+                .is_some_and(|cover| cover.mode == mode && !cover.mode_changes)
+        })?;
+    }
+    pair.wait_protected(None).map(drop)
+}
+
+/// Does something with all hosts at once: each takes seconds.
+fn both(hosts: &[std::sync::Arc<Host>], work: impl Fn(&Host) -> Result<()> + Sync) -> Result<()> {
+    thread::scope(|scope| {
+        let threads: Vec<_> = hosts
+            .iter()
+            .map(|host| scope.spawn(|| work(host)))
+            .collect();
+        threads
+            .into_iter()
+            .try_for_each(|thread| match thread.join() {
+                Ok(result) => result,
+                Err(_) => bail!("a thread with a host panicked"),
+            })
+    })
+}
