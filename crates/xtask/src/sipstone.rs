@@ -23,7 +23,7 @@ use images::Progress;
 use lab::Lab;
 use progress::{Begun, Run};
 use romulus_telephony::sipstone::{
-    jobs::{self, EXPERIMENTS, Effort, Job, What},
+    jobs::{self, EXPERIMENTS, Effort, Job, Place, What},
     tables::Line,
 };
 use stage::Stage;
@@ -157,16 +157,24 @@ pub(crate) fn measure(
     };
     let mut stage = Stage::new(lab, assets, logs, &progress);
     let mut failures = Vec::new();
+    // What did not come up is not tried again by each piece of work in its place.
+    let mut down: Option<Place> = None;
     let start = Instant::now();
     for (number, job) in (1..).zip(&jobs) {
         if run.is_done(job) {
             continue;
         }
+        if down == Some(job.place) {
+            failures.push(format!("{job}: the machine did not come up"));
+            continue;
+        }
         let step = progress.step(format!("{number} of {}: {job}", jobs.len()));
         let (began, times) = (Instant::now(), ProcessorTimes::now()?);
-        let done = stage
-            .stand(job.place)
-            .and_then(|()| work(&mut stage, &context, job));
+        let stands = stage.stand(job.place);
+        if stands.is_err() {
+            down = Some(job.place);
+        }
+        let done = stands.and_then(|()| work(&mut stage, &context, job));
         match done {
             Ok(lines) => {
                 let taken = ProcessorTimes::now()?.stolen_since(&times);
