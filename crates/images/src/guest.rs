@@ -17,6 +17,7 @@ use crate::packages::ensure_packages;
 use crate::progress::Progress;
 use crate::recipe::{Recipe, names_in};
 use crate::suite::Suite;
+use crate::wheel;
 
 /// The tools of this computer that a build runs.
 const TOOLS: [&str; 6] = [
@@ -29,7 +30,7 @@ const TOOLS: [&str; 6] = [
 ];
 
 /// This builder's own source: an image that another builder would make differently is another image.
-const BUILDER: [&str; 7] = [
+const BUILDER: [&str; 8] = [
     include_str!("archive.rs"),
     include_str!("cpio.rs"),
     include_str!("elf.rs"),
@@ -37,6 +38,7 @@ const BUILDER: [&str; 7] = [
     include_str!("guest.rs"),
     include_str!("initramfs.rs"),
     include_str!("tree.rs"),
+    include_str!("wheel.rs"),
 ];
 
 /// Where a guest's root is.
@@ -151,7 +153,10 @@ impl Inputs {
         ensure_packages(&TOOLS, progress)?;
         let kernel = Kernel::fetch(suite, progress)?;
         let archive = Archive::open(suite, progress)?;
-        let wanted: Vec<&str> = recipe.packages.iter().map(String::as_str).collect();
+        let mut wanted: Vec<&str> = recipe.packages.iter().map(String::as_str).collect();
+        if !recipe.wheels.is_empty() {
+            wanted.push(wheel::PYTHON);
+        }
         let packages = archive
             .resolve(&wanted)
             .with_context(|| format!("the packages of the guest {name}"))?;
@@ -205,7 +210,11 @@ impl Inputs {
             progress,
         )?;
         let step = progress.step(format!("building the guest {name} ({suite}, {kind_name})"));
-        let root = root(recipe, kernel, &sysroot, &self.certificates)?;
+        let mut root = root(recipe, kernel, &sysroot, &self.certificates)?;
+        if !recipe.wheels.is_empty() {
+            python(&mut root, recipe, *suite, &sysroot, progress)
+                .with_context(|| format!("recipe {name}: wheel"))?;
+        }
         fs::copy(&kernel.vmlinuz, directory.join("vmlinuz")).context("cannot copy the kernel")?;
         match kind {
             GuestKind::Ram => root.write(&directory.join("initrd.img"))?,
@@ -325,6 +334,20 @@ fn root(
     Ok(root)
 }
 
+/// Adds the recipe's wheels, and the Python that runs them.
+fn python(
+    root: &mut Initramfs,
+    recipe: &Recipe,
+    suite: Suite,
+    sysroot: &Path,
+    progress: &Progress,
+) -> Result<()> {
+    root.program(sysroot, "/usr/bin/python3")?;
+    root.all_of(sysroot, &format!("/usr/lib/python{}", suite.python()))?;
+    let wheels = wheel::unpacked(&recipe.wheels, suite, progress)?;
+    root.all_of(&wheels, wheel::PACKAGES)
+}
+
 /// The disk image with `root`, and the RAM file system that finds it.
 fn disk(
     recipe: &Recipe,
@@ -340,7 +363,7 @@ fn disk(
         );
     }
     if recipe.whole_packages {
-        root.all_of(sysroot)?;
+        root.all_of(sysroot, "")?;
     }
     let scratch = directory.join("scratch");
     cache::create_dir(&scratch)?;

@@ -129,9 +129,9 @@ impl Initramfs {
         &self.tree
     }
 
-    /// Adds everything in `sysroot` that is not there yet.
-    pub(crate) fn all_of(&mut self, sysroot: &Path) -> Result<()> {
-        let mut todo = vec![String::new()];
+    /// Adds everything below the directory `at` of `sysroot` that is not there yet; all of it if `at` is empty.
+    pub(crate) fn all_of(&mut self, sysroot: &Path, at: &str) -> Result<()> {
+        let mut todo = vec![at.to_owned()];
         while let Some(directory) = todo.pop() {
             let here = elf::on_disk(sysroot, &directory);
             for entry in

@@ -21,6 +21,7 @@ mod run;
 mod suite;
 mod tree;
 mod unpacked;
+mod wheel;
 
 pub use cache::cache_dir;
 pub use guest::{GuestImage, GuestKind, build_guest, guest_names, guests_dir, verify_guest};

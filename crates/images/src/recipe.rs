@@ -31,6 +31,7 @@ pub struct Recipe {
     pub(crate) files: Vec<OwnFile>,
     pub(crate) links: Vec<(String, String)>,
     pub(crate) certificates: Vec<Certificate>,
+    pub(crate) wheels: Vec<Wheel>,
     pub(crate) services: Vec<Service>,
     pub(crate) disk_mib: u32,
     pub(crate) disk_modules: Vec<String>,
@@ -58,6 +59,16 @@ pub(crate) struct Certificate {
     pub(crate) addresses: Vec<std::net::IpAddr>,
 }
 
+/// A Python package that Debian does not have, from the Python package index.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Wheel {
+    /// Its name there.
+    pub(crate) package: String,
+    pub(crate) version: String,
+    /// The digests of its files, in hexadecimal: one a release of Python.
+    pub(crate) sha256: Vec<String>,
+}
+
 /// What the guest runs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Service {
@@ -74,58 +85,41 @@ impl Recipe {
     /// # Errors
     /// Fails with file, line and key where something is wrong.
     pub fn read(guests: &Path, name: &str) -> Result<Self, RecipeError> {
-        Self::read_with_bases(guests, name, &mut Vec::new())
+        let mut recipe = Self {
+            memory_mib: 512,
+            disk_mib: 256,
+            ..Self::default()
+        };
+        recipe.add(guests, name, &mut Vec::new(), &mut Vec::new())?;
+        Ok(recipe)
     }
 
-    fn read_with_bases(
+    /// Adds the recipe `name`, after its bases. A base of several recipes is added once. `above` are the recipes that build on
+    /// this one, `done` those that have been added.
+    fn add(
+        &mut self,
         guests: &Path,
         name: &str,
-        seen: &mut Vec<String>,
-    ) -> Result<Self, RecipeError> {
-        let directory = guests.join(name);
-        let path = directory.join("recipe.toml");
-        let text = fs::read_to_string(&path).map_err(|error| RecipeError::Read {
-            path: path.clone(),
-            error,
-        })?;
-        let source: Source = toml::from_str(&text).map_err(|e| RecipeError::Syntax {
-            path: path.clone(),
-            text: e.to_string().trim_end().to_owned(),
-        })?;
-        let file = RecipeFile {
-            path,
-            directory,
-            text,
-        };
-
-        if source.name.get_ref() != name {
-            return Err(file.wrong(
-                &source.name,
-                "name",
-                format!("must be that of the directory, \"{name}\""),
-            ));
+        above: &mut Vec<String>,
+        done: &mut Vec<String>,
+    ) -> Result<(), RecipeError> {
+        let (source, file) = RecipeFile::read(guests, name)?;
+        above.push(name.to_owned());
+        if let Some(bases) = &source.base {
+            for base in bases.get_ref().names() {
+                file.check_name_in(bases, base, "base")?;
+                if above.contains(base) {
+                    let circle = format!("goes round in a circle: {}", above.join(" → "));
+                    return Err(file.wrong(bases, "base", circle));
+                }
+                if !done.contains(base) {
+                    self.add(guests, base, above, done)?;
+                }
+            }
         }
-        seen.push(name.to_owned());
-        let mut recipe = match &source.base {
-            None => Self {
-                memory_mib: 512,
-                disk_mib: 256,
-                ..Self::default()
-            },
-            Some(base) if seen.contains(base.get_ref()) => {
-                return Err(file.wrong(
-                    base,
-                    "base",
-                    format!("goes round in a circle: {}", seen.join(" → ")),
-                ));
-            }
-            Some(base) => {
-                file.check_name(base, "base")?;
-                Self::read_with_bases(guests, base.get_ref(), seen)?
-            }
-        };
-        recipe.extend(source, &file)?;
-        Ok(recipe)
+        above.pop();
+        done.push(name.to_owned());
+        self.extend(source, &file)
     }
 
     /// Adds `source` to what came from its base: lists grow, single values are replaced.
@@ -184,6 +178,21 @@ impl Recipe {
                 key_path: file.absolute(&certificate.key, "certificate.key")?,
                 names: certificate.names.into_inner(),
                 addresses: certificate.addresses,
+            });
+        }
+        for wheel in source.wheels {
+            file.check_name(&wheel.package, "wheel.package")?;
+            file.check_name(&wheel.version, "wheel.version")?;
+            let digests = wheel.sha256.get_ref().iter();
+            if digests.len() == 0 {
+                return Err(file.wrong(&wheel.sha256, "wheel.sha256", "needs one digest at least"));
+            }
+            self.wheels.push(Wheel {
+                sha256: digests
+                    .map(|digest| file.sha256(digest, "wheel.sha256"))
+                    .collect::<Result<_, _>>()?,
+                package: wheel.package.into_inner(),
+                version: wheel.version.into_inner(),
             });
         }
         for service in source.services {

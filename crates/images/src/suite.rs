@@ -26,6 +26,22 @@ impl Suite {
             Self::Trixie => "trixie",
         }
     }
+
+    /// The release of its Python.
+    pub(crate) const fn python(self) -> &'static str {
+        match self {
+            Self::Bookworm => "3.11",
+            Self::Trixie => "3.13",
+        }
+    }
+
+    /// The minor release of its C library, whose major one is 2.
+    pub(crate) const fn glibc_minor(self) -> u32 {
+        match self {
+            Self::Bookworm => 36,
+            Self::Trixie => 41,
+        }
+    }
 }
 
 impl fmt::Display for Suite {

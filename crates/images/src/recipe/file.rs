@@ -2,20 +2,48 @@
 
 use std::fs;
 use std::ops::Range;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use toml::Spanned;
 
 use super::RecipeError;
+use super::source::Source;
 
 /// The text of a recipe, for errors that name its lines.
 pub(super) struct RecipeFile {
-    pub(super) path: PathBuf,
-    pub(super) directory: PathBuf,
-    pub(super) text: String,
+    path: PathBuf,
+    directory: PathBuf,
+    text: String,
 }
 
 impl RecipeFile {
+    /// Reads `guests/name/recipe.toml`.
+    pub(super) fn read(guests: &Path, name: &str) -> Result<(Source, Self), RecipeError> {
+        let directory = guests.join(name);
+        let path = directory.join("recipe.toml");
+        let text = fs::read_to_string(&path).map_err(|error| RecipeError::Read {
+            path: path.clone(),
+            error,
+        })?;
+        let source: Source = toml::from_str(&text).map_err(|e| RecipeError::Syntax {
+            path: path.clone(),
+            text: e.to_string().trim_end().to_owned(),
+        })?;
+        let file = Self {
+            path,
+            directory,
+            text,
+        };
+        if source.name.get_ref() != name {
+            return Err(file.wrong(
+                &source.name,
+                "name",
+                format!("must be that of the directory, \"{name}\""),
+            ));
+        }
+        Ok((source, file))
+    }
+
     /// That a value makes no sense.
     pub(super) fn wrong<T>(
         &self,
@@ -61,13 +89,22 @@ impl RecipeFile {
         name: &Spanned<String>,
         key: &'static str,
     ) -> Result<(), RecipeError> {
-        let text = name.get_ref();
+        self.check_name_in(name, name.get_ref(), key)
+    }
+
+    /// [`Self::check_name`] for a name that is part of `value`.
+    pub(super) fn check_name_in<T>(
+        &self,
+        value: &Spanned<T>,
+        text: &str,
+        key: &'static str,
+    ) -> Result<(), RecipeError> {
         let fits = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "+-._".contains(c);
         if text.starts_with(|c: char| c.is_ascii_alphanumeric()) && text.chars().all(fits) {
             return Ok(());
         }
         Err(self.wrong(
-            name,
+            value,
             key,
             format!("\"{text}\" must begin with a letter or digit and hold a-z 0-9 + - . _ alone"),
         ))
@@ -87,6 +124,20 @@ impl RecipeFile {
                 format!("\"{}\" must be octal, such as \"0755\"", mode.get_ref()),
             )),
         }
+    }
+
+    /// A SHA-256 digest in hexadecimal.
+    pub(super) fn sha256(
+        &self,
+        digest: &Spanned<String>,
+        key: &'static str,
+    ) -> Result<String, RecipeError> {
+        let text = digest.get_ref();
+        let digit = |c: char| c.is_ascii_digit() || ('a'..='f').contains(&c);
+        if text.len() == 64 && text.chars().all(digit) {
+            return Ok(text.clone());
+        }
+        Err(self.wrong(digest, key, format!("\"{text}\" must be 64 digits 0-9 a-f")))
     }
 
     /// A size, in MiB.

@@ -8,7 +8,7 @@ use toml::Spanned;
 #[serde(deny_unknown_fields)]
 pub(super) struct Source {
     pub(super) name: Spanned<String>,
-    pub(super) base: Option<Spanned<String>>,
+    pub(super) base: Option<Spanned<Bases>>,
     pub(super) summary: String,
     pub(super) memory: Option<Spanned<String>>,
     pub(super) command_line: Option<String>,
@@ -26,9 +26,31 @@ pub(super) struct Source {
     pub(super) links: Vec<LinkSource>,
     #[serde(default, rename = "certificate")]
     pub(super) certificates: Vec<CertificateSource>,
+    #[serde(default, rename = "wheel")]
+    pub(super) wheels: Vec<WheelSource>,
     #[serde(default, rename = "service")]
     pub(super) services: Vec<ServiceSource>,
     pub(super) disk: Option<DiskSource>,
+}
+
+/// One recipe to build on, or several.
+#[derive(Debug, Deserialize)]
+#[serde(
+    untagged,
+    expecting = "expected the name of a recipe, or a list of names"
+)]
+pub(super) enum Bases {
+    One(String),
+    Several(Vec<String>),
+}
+
+impl Bases {
+    pub(super) fn names(&self) -> &[String] {
+        match self {
+            Self::One(name) => std::slice::from_ref(name),
+            Self::Several(names) => names,
+        }
+    }
 }
 
 #[derive(Debug, Deserialize)]
@@ -61,6 +83,14 @@ pub(super) struct CertificateSource {
     pub(super) names: Spanned<Vec<String>>,
     #[serde(default)]
     pub(super) addresses: Vec<std::net::IpAddr>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct WheelSource {
+    pub(super) package: Spanned<String>,
+    pub(super) version: Spanned<String>,
+    pub(super) sha256: Spanned<Vec<Spanned<String>>>,
 }
 
 #[derive(Debug, Deserialize)]

@@ -72,6 +72,8 @@ fn errors_name_file_line_and_key() {
         error("packages = [\n  \"a\",\n  \"-o\",\n]\n")
             .starts_with(":5: packages: \"-o\" must begin")
     );
+    assert!(error("base = [\"../x\"]\n").starts_with(":3: base: \"../x\" must begin"));
+    assert!(error("base = 1\n").contains("expected the name of a recipe"));
     assert!(error("base = \"x\"\n").starts_with(":3: base: goes round in a circle: x"));
 }
 
@@ -106,6 +108,39 @@ fn what_the_base_says_comes_first_and_is_replaced_or_extended() {
         (1024, "quiet")
     );
     assert_eq!(recipe.packages, ["p", "q"]);
+}
+
+#[test]
+fn a_base_that_several_bases_share_is_taken_once() {
+    let guests = tempfile::tempdir().unwrap();
+    for (name, base) in [
+        ("a", ""),
+        ("b", "base = \"a\"\n"),
+        ("c", "base = \"a\"\n"),
+        ("d", "base = [\"b\", \"c\"]\n"),
+    ] {
+        let text = format!("name = \"{name}\"\nsummary = \"s\"\n{base}packages = [\"{name}\"]\n");
+        fs::create_dir(guests.path().join(name)).unwrap();
+        fs::write(guests.path().join(name).join("recipe.toml"), text).unwrap();
+    }
+    let recipe = Recipe::read(guests.path(), "d").unwrap();
+    assert_eq!(recipe.packages, ["a", "b", "c", "d"]);
+    assert_eq!(recipe.name, "d");
+}
+
+#[test]
+fn a_wheel_needs_whole_digests() {
+    let wheel = |digest: &str| {
+        format!("[[wheel]]\npackage = \"rtp.io\"\nversion = \"1.1.1\"\nsha256 = [\"{digest}\"]\n")
+    };
+    let digest = "0a".repeat(32);
+    let recipe = read(&format!("{GOOD}{}", wheel(&digest))).unwrap();
+    assert_eq!(recipe.wheels[0].sha256, [digest]);
+    assert_eq!(
+        error(&wheel("0A")),
+        ":6: wheel.sha256: \"0A\" must be 64 digits 0-9 a-f"
+    );
+    assert!(error(&wheel("").replace("[\"\"]", "[]")).starts_with(":6: wheel.sha256: needs"));
 }
 
 #[test]
