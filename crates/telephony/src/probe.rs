@@ -34,11 +34,13 @@ mod course;
 mod line;
 mod outcome;
 mod phones;
+mod summary;
 mod tls;
 
 pub use course::{Answer, End, Moment, Script, Side};
 pub use outcome::{CallOutcome, Outcome, Stage, StreamOutcome};
 pub use phones::Progress;
+pub use summary::Summary;
 
 use crate::{
     call::Transport,

@@ -3,6 +3,7 @@
 mod assets;
 mod bench;
 mod call;
+mod calls;
 mod capture;
 mod compile;
 mod contacts;

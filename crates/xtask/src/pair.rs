@@ -61,10 +61,29 @@ impl<'lab> Pair<'lab> {
         guest: &'lab Guest,
         adapt: impl FnOnce(&mut MachineFile),
     ) -> Result<Self> {
+        Self::numbered(lab, assets, guest, 0, adapt)
+    }
+
+    /// [`Self::new`] for machine `number` of several on the same hosts, each with an arbiter, addresses and ports of its own.
+    ///
+    /// # Errors
+    /// Those of [`Self::new`].
+    pub(crate) fn numbered(
+        lab: &'lab Lab,
+        assets: &'lab Assets,
+        guest: &'lab Guest,
+        number: u8,
+        adapt: impl FnOnce(&mut MachineFile),
+    ) -> Result<Self> {
+        let port = PORT + arbiter::PORTS * u16::from(number);
+        let name = match number {
+            0 => "registrar".to_owned(),
+            _ => format!("machine{number}"),
+        };
         let mut identities = Vec::new();
         let mut folder = String::new();
-        for number in 1..=2 {
-            let host = lab.host(number);
+        for n in 1..=2 {
+            let host = lab.host(n);
             machine_host::place_romulus(host, assets)?;
             folder = machine_host::place_guest(host, guest)?;
             let output = host.run(&[ROMULUS, "pair", "--json"])?;
@@ -77,8 +96,14 @@ impl<'lab> Pair<'lab> {
             );
             identities.push(arbiter::identity(&output.stdout)?);
         }
-        let arbiter = Arbiter::start(&assets.romulus, lab.address(), &identities, lab.logs())?;
-        let mut file = MachineFile::new("registrar", guest, &folder, 0);
+        let arbiter = Arbiter::start(
+            &assets.romulus,
+            lab.address(),
+            number,
+            &identities,
+            lab.logs(),
+        )?;
+        let mut file = MachineFile::new(&name, guest, &folder, number);
         file.uuid = Some(uuid()?);
         file.protection = Some(Protection {
             arbiter: arbiter.address,
@@ -92,13 +117,13 @@ impl<'lab> Pair<'lab> {
             epoch_shortest: None,
             epoch_longest: None,
             t_cold: None,
-            hosts: [1, 2].map(|number: usize| {
-                let host = lab.host(number);
+            hosts: [1, 2].map(|n: usize| {
+                let host = lab.host(n);
                 ProtectionHost {
                     name: host.name().to_owned(),
-                    identity: identities[number - 1].clone(),
-                    replication: (host.address(Network::Replication), PORT).into(),
-                    control: (host.address(Network::Control), PORT).into(),
+                    identity: identities[n - 1].clone(),
+                    replication: (host.address(Network::Replication), port).into(),
+                    control: (host.address(Network::Control), port).into(),
                 }
             }),
         });
@@ -314,7 +339,12 @@ impl<'lab> Pair<'lab> {
         Ok(Cut { side, at })
     }
 
-    /// Gives a host its power back, and what it had on its disk, and runs the same command again.
+    /// Notes that a host has lost its power with another machine of its.
+    pub(crate) fn lost(&mut self, side: usize) {
+        self.sides[side].running = None;
+    }
+
+    /// Gives a host its power back, if nobody else has, and what it had on its disk, and runs the same command again.
     ///
     /// # Errors
     /// It does not come up.

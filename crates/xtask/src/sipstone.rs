@@ -4,6 +4,8 @@
 //! What is measured in which order is in the crate `romulus-telephony`; each kind of work has a file here. What is done is
 //! written down as soon as it ended, so that the same command goes on where it was broken off.
 
+mod dialogs;
+mod media;
 mod pages;
 mod progress;
 mod promises;
@@ -13,9 +15,8 @@ mod stage;
 mod stones;
 
 use crate::{
-    assets::{Assets, Image},
+    assets::Assets,
     compile::target_folder,
-    pair,
     report::{self, Computer, ProcessorTimes, Report},
 };
 use anyhow::{Context as _, Result, ensure};
@@ -77,18 +78,21 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         .unwrap_or_else(|| target_folder().join("reports/sipstone"));
     // Entering the lab changes the process's place, not its folder; but a program run from it may.
     let folder = std::path::absolute(folder)?;
-    let assets = Assets::with_guests(&[Image::SIPSTONE_12])?;
+    let effort = if args.quick {
+        Effort::Quick
+    } else {
+        Effort::Full
+    };
+    let wanted = jobs::jobs(effort, &only);
+    let images = stage::images(&wanted);
+    let assets = Assets::with_guests(&images)?;
     let logs = target_folder().join("lab-logs/sipstone");
     let lab = Lab::start(
-        &assets.lab_config(2, pair::HOST_MIB, &logs),
+        &assets.lab_config(2, stage::host_mib(&wanted), &logs),
         &Progress::new(),
     )?;
     let begun = Begun {
-        effort: if args.quick {
-            Effort::Quick
-        } else {
-            Effort::Full
-        },
+        effort,
         seed: args.seed.unwrap_or_else(seed_of_now),
         commit: report::commit(),
     };
@@ -215,9 +219,9 @@ fn work(stage: &mut Stage<'_>, context: &Context, job: &Job) -> Result<Vec<Line>
         What::Signalling(carrier) => signalling::run(stage, context, job.place, carrier),
         What::Stone(stone) => stones::run(stage, context, job.place, stone),
         What::Registrations(number) => registrations::run(stage, context, job.place, number),
-        What::Media(_) | What::MediaAcross(_) | What::Calls(_) => {
-            anyhow::bail!("there is no media probe yet")
-        }
+        What::Media(calls) => media::run(stage, context, job.place, calls, false),
+        What::MediaAcross(calls) => media::run(stage, context, job.place, calls, true),
+        What::Calls(number) => dialogs::run(stage, context, job.place, number),
     }
     .with_context(|| format!("at {}", job.place))
 }

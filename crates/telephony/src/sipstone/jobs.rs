@@ -238,7 +238,7 @@ fn quick() -> Vec<Job> {
     for mode in [Mode::Net, Mode::NoNet] {
         add(Guest::Sip, mode, What::Registrations(1));
     }
-    for mode in [Mode::Net, Mode::Split, Mode::NoNet] {
+    for mode in [Mode::Unprotected, Mode::Net, Mode::Split, Mode::NoNet] {
         add(Guest::Pbx, mode, What::Media(1));
     }
     add(Guest::Pbx, Mode::Split, What::MediaAcross(1));

@@ -90,6 +90,63 @@ pub const TAKEOVERS: Form = Form {
     ],
 };
 
+/// Experiment 3: a row for each number of calls.
+pub const MEDIA: Form = Form {
+    name: "media",
+    title: "The media of calls: all streams of a run together",
+    columns: &[
+        column("mode", ""),
+        column("epoch", "ms"),
+        column("calls", ""),
+        column("power cut", ""),
+        column("length", "s"),
+        column("preserved", "%"),
+        column("streams", ""),
+        column("packets", ""),
+        column("lost", "%"),
+        column("late", ""),
+        column("reordered", ""),
+        column("twice", ""),
+        column("longest gap", "ms"),
+        column("sender's gap", "ms"),
+        column("delay p50", "ms"),
+        column("delay p99", "ms"),
+        column("delay max", "ms"),
+        column("jitter", "ms"),
+        column("jitter max", "ms"),
+        column("MOS", ""),
+        column("MOS of the worst", ""),
+        column("sender late p99", "ms"),
+        column("primary host", "% of a core"),
+        column("per call-minute", "CPU s"),
+        column("pause p99", "ms"),
+        column("passed at once", "%"),
+        column("T_b", "ms"),
+    ],
+};
+
+/// Experiment 4: a row for each kind of call and transport.
+pub const CALLS: Form = Form {
+    name: "calls",
+    title: "Calls in progress while the host lost its power",
+    columns: &[
+        column("layout", ""),
+        column("mode", ""),
+        column("cut", ""),
+        column("transport", ""),
+        column("what came after it", ""),
+        column("calls", ""),
+        column("preserved", ""),
+        column("share", "%"),
+        column("longest gap", "ms"),
+        column("lost", "%"),
+        column("jitter", "ms"),
+        column("MOS of the worst", ""),
+        column("length", "s"),
+        column("T_b", "ms"),
+    ],
+};
+
 /// Experiment 5: a row for each rate that was tried.
 pub const STONES: Form = Form {
     name: "sipstone",
@@ -109,7 +166,15 @@ pub const STONES: Form = Form {
 };
 
 /// Every table.
-pub const FORMS: [&Form; 5] = [&SIGNALLING, &CAPACITY, &REGISTRATIONS, &TAKEOVERS, &STONES];
+pub const FORMS: [&Form; 7] = [
+    &SIGNALLING,
+    &CAPACITY,
+    &REGISTRATIONS,
+    &TAKEOVERS,
+    &MEDIA,
+    &CALLS,
+    &STONES,
+];
 
 /// A row of one of [`FORMS`].
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -2,22 +2,24 @@
 //! can use it.
 
 use crate::{
-    assets::{Assets, Guest as Files, Image},
-    machine_file::{FIRST_GUEST, MachineFile},
+    assets::{Assets, Image},
+    machine_file::{FIRST_GUEST, MachineFile, address},
     machine_host::{self, Running},
-    pair::Pair,
+    pair::{self, Pair},
     sipp,
 };
 use anyhow::{Context as _, Result, bail, ensure};
 use images::Progress;
 use lab::{Host, Lab};
-use romulus_telephony::sipstone::jobs::{Guest, Mode, Place};
+use romulus_telephony::sipstone::jobs::{Guest, Job, Mode, Place};
 use std::{path::PathBuf, thread, time::Duration};
 
 /// How long a guest may take to come up.
 const BOOT_LIMIT: Duration = Duration::from_mins(4);
 /// How long a change of the mode may take to be in force, and how long a pair may take to be protected again after it.
 const SOON: Duration = Duration::from_mins(2);
+/// How long a machine that lost its cover under load may take to have it again before its power is cut.
+const COVERED_WITHIN: Duration = Duration::from_secs(10);
 /// How long a fresh machine is asked for little before it is measured, in seconds.
 const SETTLE_SECONDS: u32 = 1;
 
@@ -33,7 +35,45 @@ pub(super) struct Stage<'lab> {
 enum Stands<'lab> {
     Nothing,
     Alone(Guest, Running<'lab>),
-    Pair(Place, Box<Pair<'lab>>),
+    /// The pair of the SIP server, and that of the relay where it has a machine of its own.
+    Pairs(Place, Vec<Pair<'lab>>),
+}
+
+/// The guests that these pieces of work need.
+pub(super) fn images(jobs: &[Job]) -> Vec<Image> {
+    let mut images: Vec<Image> = Vec::new();
+    for image in jobs.iter().flat_map(|job| of_guest(job.place.guest)) {
+        if !images.contains(image) {
+            images.push(*image);
+        }
+    }
+    images
+}
+
+/// Memory of a host in MiB that these pieces of work need.
+pub(super) fn host_mib(jobs: &[Job]) -> u32 {
+    if jobs.iter().any(|job| job.place.guest == Guest::Two) {
+        pair::HOST_MIB + 1536
+    } else {
+        pair::HOST_MIB
+    }
+}
+
+/// Machine 0, with the SIP server, and machine 1, if there is one.
+fn of_guest(guest: Guest) -> &'static [Image] {
+    match guest {
+        Guest::Sip => &[Image::SIPSTONE_12],
+        Guest::Pbx => &[Image::PBX_RTPPROXY_12],
+        Guest::Two => &[Image::REGISTRAR_12, Image::MEDIA_RTPPROXY_12],
+    }
+}
+
+/// The modes of the machines.
+fn modes(mode: Mode) -> [Mode; 2] {
+    match mode {
+        Mode::NetAndNoNet => [Mode::Net, Mode::NoNet],
+        other => [other, other],
+    }
 }
 
 impl<'lab> Stage<'lab> {
@@ -76,17 +116,19 @@ impl<'lab> Stage<'lab> {
                 running.still_runs()?;
                 Stands::Alone(guest, running)
             }
-            Stands::Pair(was, mut pair)
+            Stands::Pairs(was, mut pairs)
                 if place.mode != Mode::Unprotected
                     && was.guest == place.guest
                     && was.epoch_ms == place.epoch_ms =>
             {
-                restore(&mut pair)?;
+                restore(&mut pairs)?;
                 if was.mode != place.mode {
-                    change_mode(&mut pair, place.mode)?;
+                    for (pair, mode) in pairs.iter_mut().zip(modes(place.mode)) {
+                        change_mode(pair, mode)?;
+                    }
                 }
                 sipp::settle(self.client(), sipp::sip(FIRST_GUEST), SETTLE_SECONDS)?;
-                Stands::Pair(place, pair)
+                Stands::Pairs(place, pairs)
             }
             other => {
                 drop(other);
@@ -104,10 +146,11 @@ impl<'lab> Stage<'lab> {
             host.sh("rm -rf /var/log/romulus/* /var/lib/romulus/*")?;
             Ok(())
         })?;
-        let guest = self.files(place.guest)?;
+        let images = of_guest(place.guest);
         if place.mode == Mode::Unprotected {
             let host = self.lab.host(1);
             machine_host::place_romulus(host, self.assets)?;
+            let guest = self.assets.guest(*images.first().context("no guest")?)?;
             let folder = machine_host::place_guest(host, guest)?;
             let mut file = MachineFile::new("alone", guest, &folder, 0);
             with_shell(&mut file);
@@ -116,44 +159,91 @@ impl<'lab> Stage<'lab> {
             sipp::settle(self.client(), sipp::sip(FIRST_GUEST), SETTLE_SECONDS)?;
             return Ok(Stands::Alone(place.guest, running));
         }
-        let pair = Pair::protected(self.lab, self.assets, guest, |file| {
-            with_shell(file);
-            if let Some(protection) = &mut file.protection {
-                protection.mode = Some(place.mode.to_string());
-                let epoch = place.epoch_ms.map(|epoch| format!("{epoch}ms"));
-                protection.epoch_shortest.clone_from(&epoch);
-                protection.epoch_longest = epoch;
-            }
-        })?;
-        // It is protected before its guest has started everything.
-        let runner = pair.runner()?.context("no host runs the machine")?;
-        let ready = pair
-            .running(runner)?
-            .wait_console("GUEST UP", BOOT_LIMIT)
+        let mut pairs = Vec::new();
+        for (number, (image, mode)) in (0..).zip(images.iter().zip(modes(place.mode))) {
+            let guest = self.assets.guest(*image)?;
+            let two = images.len() > 1;
+            let mut pair = Pair::numbered(self.lab, self.assets, guest, number, |file| {
+                with_shell(file);
+                if two && number == 0 {
+                    let relay = format!(" media.relay=rtpproxy:{}", address(1));
+                    file.boot.command_line.push_str(&relay);
+                }
+                if let Some(protection) = &mut file.protection {
+                    protection.mode = Some(mode.to_string());
+                    let epoch = place.epoch_ms.map(|epoch| format!("{epoch}ms"));
+                    protection.epoch_shortest.clone_from(&epoch);
+                    protection.epoch_longest = epoch;
+                }
+            })?;
+            pair.run(0)?;
+            pair.run(1)?;
+            pairs.push(pair);
+        }
+        let ready = pairs
+            .iter_mut()
+            .try_for_each(|pair| {
+                // It is protected before its guest has started everything.
+                let runner = pair.wait_protected(None)?;
+                pair.running(runner)?.wait_console("GUEST UP", BOOT_LIMIT)
+            })
             .and_then(|()| sipp::settle(self.client(), sipp::sip(FIRST_GUEST), SETTLE_SECONDS));
         if let Err(error) = ready {
-            pair.keep_logs(&self.logs.join("boot"))?;
+            self.keep_logs(&pairs, "boot")?;
             return Err(error);
         }
-        Ok(Stands::Pair(place, Box::new(pair)))
+        Ok(Stands::Pairs(place, pairs))
     }
 
-    fn files(&self, guest: Guest) -> Result<&'lab Files> {
-        match guest {
-            Guest::Sip => self.assets.guest(Image::SIPSTONE_12),
-            Guest::Pbx | Guest::Two => bail!("there is no such guest yet"),
+    fn keep_logs(&self, pairs: &[Pair<'_>], name: &str) -> Result<()> {
+        for pair in pairs {
+            pair.keep_logs(&self.logs.join(name).join(&pair.file.name))?;
         }
+        Ok(())
     }
 
-    /// The pair that stands.
+    /// The pair that stands: that of the SIP server, if there are two.
     ///
     /// # Errors
     /// None does.
     pub(super) fn pair(&mut self) -> Result<&mut Pair<'lab>> {
         match &mut self.stands {
-            Stands::Pair(_, pair) => Ok(pair),
+            Stands::Pairs(_, pairs) => pairs.first_mut().context("no pair stands"),
             Stands::Nothing | Stands::Alone(..) => bail!("no pair stands"),
         }
+    }
+
+    /// Cuts the power of the host that runs the machine, and gives the backup's `T_b` just before.
+    ///
+    /// # Errors
+    /// The machine is not protected, or both do not run on the same host.
+    pub(super) fn cut(&mut self) -> Result<Duration> {
+        let Stands::Pairs(_, pairs) = &mut self.stands else {
+            bail!("no pair stands");
+        };
+        let mut runners = Vec::new();
+        for pair in pairs.iter() {
+            runners.push(pair.protected_runner(COVERED_WITHIN)?);
+        }
+        let runner = *runners.first().context("no pair stands")?;
+        ensure!(
+            runners.iter().all(|other| *other == runner),
+            "the two machines do not run on the same host"
+        );
+        let mut t_b = Duration::ZERO;
+        for pair in pairs.iter() {
+            let status = pair.status(1 - runner)?;
+            let its = status.and_then(|status| Some(status.cover()?.t_b()));
+            t_b = t_b.max(its.context("the backup does not say what T_b is")?);
+        }
+        for (number, pair) in pairs.iter_mut().enumerate() {
+            if number == 0 {
+                pair.cut_power(runner)?;
+            } else {
+                pair.lost(runner);
+            }
+        }
+        Ok(t_b)
     }
 
     /// The host that runs the machine, and the number of romulus's process there; and the same of the backup, if there is one.
@@ -167,7 +257,8 @@ impl<'lab> Stage<'lab> {
                 primary: (self.lab.host(1), running.pid()),
                 backup: None,
             }),
-            Stands::Pair(_, pair) => {
+            Stands::Pairs(_, pairs) => {
+                let pair = pairs.first().context("no pair stands")?;
                 let runner = pair.runner()?.context("no host runs the machine")?;
                 let of =
                     |side: usize| -> Result<_> { Ok((pair.host(side), pair.running(side)?.pid())) };
@@ -185,8 +276,8 @@ impl<'lab> Stage<'lab> {
     /// They can't be.
     pub(super) fn give_up(&mut self, name: &str) -> Result<()> {
         let folder = self.logs.join(name);
-        if let Stands::Pair(_, pair) = &self.stands {
-            pair.keep_logs(&folder)?;
+        if let Stands::Pairs(_, pairs) = &self.stands {
+            self.keep_logs(pairs, name)?;
         } else {
             for host in self.lab.hosts().iter().filter(|host| host.is_on()) {
                 machine_host::keep_logs(host, &folder)?;
@@ -219,14 +310,18 @@ fn with_shell(file: &mut MachineFile) {
     file.boot.command_line.push_str(" service.shell");
 }
 
-/// Gives a lost host its power back, and waits until the machine is protected.
-fn restore(pair: &mut Pair<'_>) -> Result<()> {
-    for side in 0..2 {
-        if !pair.is_up(side) {
-            pair.return_host(side)?;
+/// Gives a lost host its power back, and waits until all machines are protected.
+fn restore(pairs: &mut [Pair<'_>]) -> Result<()> {
+    for pair in pairs.iter_mut() {
+        for side in 0..2 {
+            if !pair.is_up(side) {
+                pair.return_host(side)?;
+            }
         }
     }
-    pair.wait_protected(None).map(drop)
+    pairs
+        .iter_mut()
+        .try_for_each(|pair| pair.wait_protected(None).map(drop))
 }
 
 fn change_mode(pair: &mut Pair<'_>, mode: Mode) -> Result<()> {

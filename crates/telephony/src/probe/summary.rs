@@ -1,0 +1,131 @@
+//! The media of all calls together, in a few figures.
+
+use super::{Outcome, StreamOutcome};
+use serde::{Deserialize, Serialize};
+use std::time::Duration;
+
+/// All streams of a run. Times are in milliseconds; `None` where nothing arrived.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Summary {
+    /// Streams: two a call.
+    pub streams: usize,
+    /// Packets that were sent.
+    pub sent: u64,
+    /// Packets that never arrived.
+    pub lost: u64,
+    /// Packets that arrived too late to be played.
+    pub late: u64,
+    /// Packets that arrived after one that was sent later.
+    pub reordered: u64,
+    /// Arrivals of packets that had arrived before.
+    pub duplicates: u64,
+    /// Lost packets in percent.
+    pub loss_percent: f64,
+    /// The longest time without a packet in any stream.
+    pub longest_gap_ms: f64,
+    /// The longest time between two packets of a stream at the sender.
+    pub sender_gap_ms: f64,
+    /// One-way delay over all packets: the middle one.
+    pub delay_p50_ms: Option<f64>,
+    /// What 99 of 100 do not exceed.
+    pub delay_p99_ms: Option<f64>,
+    /// The longest.
+    pub delay_max_ms: Option<f64>,
+    /// The mean of the streams' jitter.
+    pub jitter_ms: f64,
+    /// The largest jitter at any moment of any stream.
+    pub jitter_max_ms: f64,
+    /// The worst stream's mean opinion score.
+    pub mos_min: Option<f64>,
+    /// The mean of the streams' scores.
+    pub mos_mean: Option<f64>,
+}
+
+impl Summary {
+    /// Over all streams of a run.
+    pub fn of(outcome: &Outcome) -> Self {
+        Self::over(outcome.streams())
+    }
+
+    /// Over some streams.
+    pub fn over<'a>(streams: impl Iterator<Item = &'a StreamOutcome>) -> Self {
+        let mut summary = Self::default();
+        let mut delays: Vec<Duration> = Vec::new();
+        let (mut jitter, mut mos) = (0.0, 0.0);
+        for stream in streams {
+            let report = &stream.report;
+            summary.streams += 1;
+            summary.sent += u64::from(report.sent);
+            summary.lost += u64::from(report.lost);
+            summary.late += u64::from(report.late);
+            summary.reordered += u64::from(report.reordered);
+            summary.duplicates += u64::from(report.duplicates);
+            summary.longest_gap_ms = summary.longest_gap_ms.max(report.longest_gap_ms);
+            summary.sender_gap_ms = summary.sender_gap_ms.max(report.sender_gap_ms);
+            summary.jitter_max_ms = summary.jitter_max_ms.max(report.jitter_max_ms);
+            jitter += report.jitter_ms;
+            mos += report.mos;
+            summary.mos_min = Some(
+                summary
+                    .mos_min
+                    .map_or(report.mos, |min| min.min(report.mos)),
+            );
+            let times = stream.account.times();
+            delays.extend(times.map(|(sent, arrived)| arrived.saturating_sub(sent)));
+        }
+        delays.sort_unstable();
+        let count = summary.streams;
+        let delay = |percent: usize| {
+            let rank = (delays.len() * percent).div_ceil(100).max(1);
+            delays.get(rank - 1).map(|delay| delay.as_secs_f64() * 1e3)
+        };
+        summary.delay_p50_ms = delay(50);
+        summary.delay_p99_ms = delay(99);
+        summary.delay_max_ms = delay(100);
+        summary.loss_percent = share(summary.lost, summary.sent) * 100.0;
+        if count > 0 {
+            let count = u32::try_from(count).map_or(f64::from(u32::MAX), f64::from);
+            summary.jitter_ms = jitter / count;
+            summary.mos_mean = Some(mos / count);
+        }
+        summary
+    }
+
+    /// A line for people.
+    pub fn line(&self) -> String {
+        let ms = |value: Option<f64>| value.map_or_else(|| "–".into(), |ms| format!("{ms:.1}"));
+        let score =
+            |value: Option<f64>| value.map_or_else(|| "–".into(), |mos| format!("{mos:.2}"));
+        format!(
+            "{} streams: {} of {} packets lost ({:.2} %), {} late, {} reordered, {} twice; longest gap {:.0} ms \
+             (sender {:.0} ms); delay p50 {} ms, p99 {} ms, max {} ms; jitter {:.2} ms; MOS {} (worst {})",
+            self.streams,
+            self.lost,
+            self.sent,
+            self.loss_percent,
+            self.late,
+            self.reordered,
+            self.duplicates,
+            self.longest_gap_ms,
+            self.sender_gap_ms,
+            ms(self.delay_p50_ms),
+            ms(self.delay_p99_ms),
+            ms(self.delay_max_ms),
+            self.jitter_ms,
+            score(self.mos_mean),
+            score(self.mos_min),
+        )
+    }
+}
+
+#[allow(
+    clippy::cast_precision_loss,
+    reason = "packets of a run are far fewer than 2⁵²"
+)]
+fn share(part: u64, all: u64) -> f64 {
+    if all == 0 {
+        0.0
+    } else {
+        part as f64 / all as f64
+    }
+}
