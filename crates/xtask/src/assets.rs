@@ -50,12 +50,12 @@ impl Image {
         recipe: "sipstone",
         ..Self::REGISTRAR_12
     };
-    /// Kamailio and RTPProxy in one machine, Debian 12.
+    /// Kamailio and `RTPProxy` in one machine, Debian 12.
     pub(crate) const PBX_RTPPROXY_12: Self = Self {
         recipe: "pbx-rtpproxy",
         ..Self::REGISTRAR_12
     };
-    /// RTPProxy on Debian 12, for a SIP server on another machine.
+    /// `RTPProxy` on Debian 12, for a SIP server on another machine.
     pub(crate) const MEDIA_RTPPROXY_12: Self = Self {
         recipe: "media-rtpproxy",
         ..Self::REGISTRAR_12

@@ -158,7 +158,7 @@ pub(crate) fn start(
     })
 }
 
-/// What all of a call's SIPps have in common.
+/// What all of a call's parties have in common.
 struct Party<'a> {
     client: &'a lab::Client,
     server: SocketAddrV4,

@@ -12,6 +12,7 @@ mod protect;
 mod protect_disk;
 mod protect_mode;
 mod protect_refused;
+mod sipstone;
 mod sizes;
 pub(crate) mod table;
 
@@ -147,6 +148,7 @@ pub(crate) fn all() -> Vec<&'static Scenario> {
         protect_disk::ALL,
         protect_mode::ALL,
         protect_refused::ALL,
+        sipstone::ALL,
     ]
     .into_iter()
     .flatten()

@@ -22,7 +22,8 @@ use crate::{
 use anyhow::{Context as _, Result, ensure};
 use images::Progress;
 use lab::Lab;
-use progress::{Begun, Run};
+pub(crate) use progress::Begun;
+use progress::Run;
 use romulus_telephony::sipstone::{
     jobs::{self, EXPERIMENTS, Effort, Job, Place, What},
     tables::Line,
@@ -173,7 +174,7 @@ pub(crate) fn measure(
             continue;
         }
         let step = progress.step(format!("{number} of {}: {job}", jobs.len()));
-        let (began, times) = (Instant::now(), ProcessorTimes::now()?);
+        let (from, times) = (Instant::now(), ProcessorTimes::now()?);
         let stands = stage.stand(job.place);
         if stands.is_err() {
             down = Some(job.place);
@@ -185,9 +186,9 @@ pub(crate) fn measure(
                 step.done(format!(
                     "{number} of {}: {job} ({:.0} s)",
                     jobs.len(),
-                    began.elapsed().as_secs_f64()
+                    from.elapsed().as_secs_f64()
                 ));
-                run.done(job, lines, began.elapsed(), taken)?;
+                run.done(job, lines, from.elapsed(), taken)?;
                 pages::write(folder, &facts, &run)?;
             }
             Err(error) => {
@@ -199,7 +200,7 @@ pub(crate) fn measure(
             }
         }
     }
-    stage.clear()?;
+    drop(stage);
     let mut report = Report::new("sipstone", lab.kind());
     report.rows = promises::rows(&run.lines().collect::<Vec<_>>());
     pages::write(folder, &facts, &run)?;

@@ -206,18 +206,20 @@ impl Line {
 ///
 /// # Errors
 /// A line does not fit.
-pub fn tables<'a>(lines: impl Iterator<Item = &'a Line> + Clone) -> Result<Vec<Table>, Misfit> {
-    let mut tables = Vec::new();
-    for form in FORMS {
-        let mut table = Table::new(form);
-        for line in lines.clone().filter(|line| line.table == form.name) {
+pub fn tables<'a>(lines: impl Iterator<Item = &'a Line>) -> Result<Vec<Table>, Misfit> {
+    let mut tables = FORMS.map(Table::new);
+    for line in lines {
+        let fitting = tables
+            .iter_mut()
+            .find(|table| table.form.name == line.table);
+        if let Some(table) = fitting {
             table.add(line.cells.clone())?;
         }
-        if !table.rows().is_empty() {
-            tables.push(table);
-        }
     }
-    Ok(tables)
+    Ok(tables
+        .into_iter()
+        .filter(|table| !table.rows().is_empty())
+        .collect())
 }
 
 #[cfg(test)]

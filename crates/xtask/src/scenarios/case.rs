@@ -48,6 +48,11 @@ impl Case {
         Ok(Self { lab, assets, logs })
     }
 
+    /// Where logs go.
+    pub(super) fn logs(&self) -> &Path {
+        &self.logs
+    }
+
     /// Keeps the consoles and messages of the hosts' machines.
     pub(super) fn keep_logs(&self) -> Result<()> {
         for host in self.lab.hosts().iter().filter(|host| host.is_on()) {

@@ -95,8 +95,7 @@ pub(super) fn run(
         .flat_map(|transport| [load(transport, true), load(transport, false)])
         .collect();
     let step = stage.progress().step(format!(
-        "calls over UDP, TCP and TLS, {} s before a cut and {} s after it",
-        before, after
+        "calls over UDP, TCP and TLS, {before} s before a cut and {after} s after it"
     ));
     let client = stage.client();
     let (outcomes, t_b) = calls::run_all(client, &loads, |_| stage.cut())?;

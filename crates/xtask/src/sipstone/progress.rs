@@ -132,7 +132,7 @@ impl Run {
     }
 
     /// All that was measured, in the order of the work.
-    pub(crate) fn lines(&self) -> impl Iterator<Item = &Line> + Clone {
+    pub(crate) fn lines(&self) -> impl Iterator<Item = &Line> {
         self.done.iter().flat_map(|done| &done.lines)
     }
 

@@ -34,7 +34,7 @@ pub(super) struct Stage<'lab> {
 
 enum Stands<'lab> {
     Nothing,
-    Alone(Guest, Running<'lab>),
+    Alone(Guest, Box<Running<'lab>>),
     /// The pair of the SIP server, and that of the relay where it has a machine of its own.
     Pairs(Place, Vec<Pair<'lab>>),
 }
@@ -157,7 +157,7 @@ impl<'lab> Stage<'lab> {
             let running = Running::start(host, file)?;
             running.wait_console("GUEST UP", BOOT_LIMIT)?;
             sipp::settle(self.client(), sipp::sip(FIRST_GUEST), SETTLE_SECONDS)?;
-            return Ok(Stands::Alone(place.guest, running));
+            return Ok(Stands::Alone(place.guest, Box::new(running)));
         }
         let mut pairs = Vec::new();
         for (number, (image, mode)) in (0..).zip(images.iter().zip(modes(place.mode))) {
@@ -288,15 +288,6 @@ impl<'lab> Stage<'lab> {
             host.power_off()?;
             host.power_on()
         })
-    }
-
-    /// Ends whatever stands.
-    ///
-    /// # Errors
-    /// None yet; a host that can't be reached is left as it is.
-    pub(super) fn clear(&mut self) -> Result<()> {
-        self.stands = Stands::Nothing;
-        Ok(())
     }
 }
 

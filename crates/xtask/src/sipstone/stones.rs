@@ -19,7 +19,7 @@ use romulus_telephony::{
         tables::{Line, STONES},
     },
 };
-use std::{fs, time::Duration};
+use std::{fmt::Write as _, fs, time::Duration};
 
 const REGISTRATION: &str = include_str!("../../sipp/sipstone/registration.xml");
 const REFUSED: &str = include_str!("../../sipp/sipstone/refused.xml");
@@ -167,7 +167,8 @@ fn trial(
     let sipp = sipp::start_scenario(client, load, &scenario, last, |folder, command| {
         let mut text = String::from("SEQUENTIAL\n");
         for wait in waits {
-            text.push_str(&format!("{wait}\n"));
+            // Writing to a string does not fail.
+            let _ = writeln!(text, "{wait}");
         }
         let file = folder.join("arrivals.csv");
         fs::write(&file, text)?;
