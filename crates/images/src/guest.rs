@@ -73,6 +73,8 @@ pub struct GuestImage {
     pub disk: Option<PathBuf>,
     /// The kernel's command line, to which `ip=…` is to be added.
     pub command_line: String,
+    /// Memory that it wants, in MiB.
+    pub memory_mib: u32,
 }
 
 /// The directory of recipes: `$ROMULUS_GUESTS`, else `guests` in the current directory or one above it, else in the
@@ -232,13 +234,14 @@ impl Inputs {
             initrd: directory.join("initrd.img"),
             disk: (self.kind == GuestKind::Disk).then(|| directory.join("disk.img")),
             command_line: self.recipe.command_line,
+            memory_mib: self.recipe.memory_mib,
             directory,
         }
     }
 }
 
 /// All packages unpacked into one tree.
-fn sysroot(
+pub(crate) fn sysroot(
     archive: &Archive,
     packages: &[Package],
     name: &str,

@@ -31,4 +31,4 @@ pub use packages::ensure_packages;
 pub use progress::{Progress, Step};
 pub use recipe::{Recipe, RecipeError};
 pub use suite::{Suite, UnknownSuite};
-pub use unpacked::unpacked;
+pub use unpacked::{unpacked, unpacked_with_dependencies};

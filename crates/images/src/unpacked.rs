@@ -6,8 +6,24 @@ use anyhow::{Context, Result};
 
 use crate::archive::{Archive, unpack};
 use crate::cache;
+use crate::guest::sysroot;
 use crate::progress::Progress;
 use crate::suite::Suite;
+
+/// The folder that holds the files of `suite`'s newest `name` and of all that it depends on (not what it recommends): as
+/// [`unpacked`].
+///
+/// # Errors
+/// As [`unpacked`].
+pub fn unpacked_with_dependencies(
+    name: &str,
+    suite: Suite,
+    progress: &Progress,
+) -> Result<PathBuf> {
+    let archive = Archive::open(suite, progress)?;
+    let packages = archive.resolve(&[name])?;
+    sysroot(&archive, &packages, &format!("{name}-{suite}"), progress)
+}
 
 /// The folder that holds the files of `suite`'s newest `name`, without what it depends on: downloaded at the first call,
 /// from the cache afterwards. Nothing is installed and none of its scripts runs, so that a package with a service starts none.

@@ -98,7 +98,7 @@ impl Plan {
         transport: Transport,
         scripts: Vec<Script>,
     ) -> Self {
-        let run = Clock::start().unix_seconds(Duration::ZERO) * 1e3;
+        let run = Clock::start().unix_seconds(Duration::ZERO) * 1e6;
         Self {
             server,
             local,
@@ -114,7 +114,7 @@ impl Plan {
             #[allow(
                 clippy::cast_possible_truncation,
                 clippy::cast_sign_loss,
-                reason = "the low bits of the time in ms"
+                reason = "the low bits of the time in µs"
             )]
             run: run as u64 as u32,
             scripts,

@@ -50,14 +50,24 @@ impl Image {
         recipe: "sipstone",
         ..Self::REGISTRAR_12
     };
-    /// Kamailio and `RTPProxy` in one machine, Debian 12.
-    pub(crate) const PBX_RTPPROXY_12: Self = Self {
-        recipe: "pbx-rtpproxy",
+    /// rtpengine on Debian 12, for a SIP server on another machine.
+    pub(crate) const MEDIA_RTPENGINE_12: Self = Self {
+        recipe: "media-rtpengine",
         ..Self::REGISTRAR_12
     };
     /// `RTPProxy` on Debian 12, for a SIP server on another machine.
     pub(crate) const MEDIA_RTPPROXY_12: Self = Self {
         recipe: "media-rtpproxy",
+        ..Self::REGISTRAR_12
+    };
+    /// Kamailio and rtpengine on Debian 12, from RAM.
+    pub(crate) const PBX_12: Self = Self {
+        recipe: "pbx",
+        ..Self::REGISTRAR_12
+    };
+    /// Kamailio and `RTPProxy` on Debian 12, from RAM.
+    pub(crate) const PBX_RTPPROXY_12: Self = Self {
+        recipe: "pbx-rtpproxy",
         ..Self::REGISTRAR_12
     };
     /// Debian 13's QEMU, to be unpacked in a host.
@@ -98,6 +108,8 @@ pub(crate) struct Assets {
     pub(crate) audit: Option<PathBuf>,
     /// The guest's witness, where it was asked for.
     pub(crate) witness: Option<PathBuf>,
+    /// baresip with all that it needs, where it was asked for.
+    pub(crate) softphone: Option<PathBuf>,
     /// Guests that were built.
     guests: Vec<Guest>,
 }
@@ -119,6 +131,8 @@ pub(crate) struct Guest {
     pub(crate) disk: Option<PathBuf>,
     /// The kernel command line.
     pub(crate) command_line: String,
+    /// Memory that it wants, in MiB.
+    pub(crate) memory_mib: u32,
 }
 
 /// What a job asks for.
@@ -128,6 +142,8 @@ pub(crate) struct Wanted<'a> {
     pub(crate) audit: bool,
     /// Whether it has a witness in a guest.
     pub(crate) witness: bool,
+    /// Whether it has softphones.
+    pub(crate) softphone: bool,
     /// The guests.
     pub(crate) images: &'a [Image],
 }
@@ -142,6 +158,7 @@ impl Assets {
             let wanted = Wanted {
                 audit: false,
                 witness: false,
+                softphone: false,
                 images,
             };
             Self::prepare(wanted, &Progress::new())
@@ -166,6 +183,10 @@ impl Assets {
             .witness
             .then(|| compile::static_program(Program::Main("witness"), progress))
             .transpose()?;
+        let softphone = wanted
+            .softphone
+            .then(|| images::unpacked_with_dependencies("baresip-core", Suite::Bookworm, progress))
+            .transpose()?;
         let guests = wanted
             .images
             .iter()
@@ -176,6 +197,7 @@ impl Assets {
             romulus,
             audit,
             witness,
+            softphone,
             guests,
         })
     }
@@ -241,6 +263,7 @@ impl Guest {
             initrd: built.initrd,
             disk: built.disk,
             command_line: built.command_line,
+            memory_mib: built.memory_mib,
         })
     }
 }

@@ -1,8 +1,8 @@
-//! What a host sends on a network, seen from outside of it: the wire is the witness, not the host.
+//! What is on the lab's wires: they are the witness, not the hosts.
 
 use crate::process;
 use anyhow::{Context as _, Result, bail, ensure};
-use lab::{Host, Network};
+use lab::{Client, Host, Network};
 use std::{
     fs::{self, File},
     process::{Child, Command, Stdio},
@@ -13,7 +13,7 @@ use tempfile::TempDir;
 /// How long tcpdump may take to begin or end.
 const LIMIT: Duration = Duration::from_secs(20);
 
-/// tcpdump at the lab's end of a host's line, for frames that the host sends from one address. Dropping it ends it.
+/// tcpdump at the lab's end of a line. Dropping it ends it.
 pub(crate) struct Capture {
     child: Child,
     folder: TempDir,
@@ -25,22 +25,30 @@ impl Capture {
     /// # Errors
     /// tcpdump can't be run.
     pub(crate) fn start(host: &Host, network: Network, mac: &str) -> Result<Self> {
+        let mut command = Command::new("tcpdump");
+        command
+            .args(["-e", "-Q", "in", "-i", &host.port(network)])
+            .args(["ether", "src", mac]);
+        Self::run(command)
+    }
+
+    /// Begins to watch for what the client sends and gets, as far as it fits `filter` (pcap-filter(7)).
+    ///
+    /// # Errors
+    /// tcpdump can't be run.
+    pub(crate) fn at_client(client: &Client, filter: &str) -> Result<Self> {
+        let mut command = client.command("tcpdump")?;
+        command.args(["-i", Network::Service.interface(), filter]);
+        Self::run(command)
+    }
+
+    fn run(mut command: Command) -> Result<Self> {
         let folder = tempfile::Builder::new()
             .prefix("romulus-capture-")
             .tempdir()?;
         let errors = folder.path().join("errors");
-        let child = Command::new("tcpdump")
-            .args([
-                "-l",
-                "-n",
-                "-e",
-                "-tt",
-                "-Q",
-                "in",
-                "-i",
-                &host.port(network),
-            ])
-            .args(["ether", "src", mac])
+        let child = command
+            .args(["-l", "-n", "-tt"])
             .stdin(Stdio::null())
             .stdout(File::create(folder.path().join("frames"))?)
             .stderr(File::create(&errors)?)

@@ -129,11 +129,14 @@ pub(crate) struct Disk {
     pub(crate) read_only: bool,
 }
 
+/// The memory of most machines, in MiB.
+const USUAL_MIB: u32 = 512;
+
 /// The address of machine 0's guest.
 pub(crate) const FIRST_GUEST: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 100);
 
 impl MachineFile {
-    /// A machine with one vCPU and 512 MiB, one card on the host's service bridge, and the guest at `folder` in the host
+    /// A machine with one vCPU and 512 MiB or what the guest wants, one card on the host's service bridge, and the guest at `folder` in the host
     /// (see [`super::machine_host::place_guest`]). `number` makes its address, card and tap its own: 0 for 192.0.2.100.
     pub(crate) fn new(name: &str, guest: &Guest, folder: &str, number: u8) -> Self {
         let disks = guest.disk.iter().map(|_| Disk {
@@ -144,7 +147,7 @@ impl MachineFile {
             name: name.to_owned(),
             uuid: None,
             vcpus: 1,
-            memory: "512 MiB".to_owned(),
+            memory: format!("{} MiB", guest.memory_mib.max(USUAL_MIB)),
             on_reboot: None,
             stop_timeout: None,
             boot: Boot {
@@ -206,6 +209,7 @@ mod tests {
             initrd: "/i".into(),
             disk: Some("/d".into()),
             command_line: "console=ttyS0 \"x\"".into(),
+            memory_mib: 768,
         };
         let text = toml::to_string(&MachineFile::new("one", &guest, "/guests/a", 1)).unwrap();
         let table: toml::Table = text.parse().unwrap();
@@ -215,6 +219,7 @@ mod tests {
             table["disk"][0]["path"].as_str(),
             Some("/guests/a/disk.img")
         );
+        assert_eq!(table["memory"].as_str(), Some("768 MiB"));
         assert!(!text.contains("on_reboot"));
         assert!(
             table["boot"]["command_line"]

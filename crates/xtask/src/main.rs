@@ -32,6 +32,7 @@ mod report;
 mod scenarios;
 mod sipp;
 mod sipstone;
+mod softphone;
 mod test;
 mod udp;
 

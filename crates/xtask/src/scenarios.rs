@@ -3,6 +3,7 @@
 mod audit;
 mod bad_input;
 mod boots;
+mod calls;
 mod case;
 mod disk;
 mod faults;
@@ -12,6 +13,7 @@ mod protect;
 mod protect_disk;
 mod protect_mode;
 mod protect_refused;
+mod relays;
 mod sipstone;
 mod sizes;
 pub(crate) mod table;
@@ -49,6 +51,10 @@ pub(crate) struct Scenario {
     images: &'static [Image],
     /// Whether it runs the whole-memory audit.
     audit: bool,
+    /// Whether it has softphones.
+    softphone: bool,
+    /// Whether it runs only under `--full`, or by its name.
+    pub(crate) only_full: bool,
     run: Run,
 }
 
@@ -80,6 +86,8 @@ impl Scenario {
             host_mib: 2048,
             images,
             audit: false,
+            softphone: false,
+            only_full: false,
             run: Run::Inside(run),
         }
     }
@@ -113,6 +121,8 @@ impl Scenario {
             host_mib: 2048,
             images: &[],
             audit: false,
+            softphone: false,
+            only_full: false,
             run: Run::Outside(run),
         }
     }
@@ -124,6 +134,16 @@ impl Scenario {
 
     const fn with_audit(mut self) -> Self {
         self.audit = true;
+        self
+    }
+
+    const fn with_softphone(mut self) -> Self {
+        self.softphone = true;
+        self
+    }
+
+    const fn only_full(mut self) -> Self {
+        self.only_full = true;
         self
     }
 
@@ -141,6 +161,7 @@ pub(crate) fn all() -> Vec<&'static Scenario> {
         lifecycle::ALL,
         disk::ALL,
         net::ALL,
+        calls::ALL,
         bad_input::ALL,
         audit::ALL,
         faults::ALL,
@@ -149,6 +170,7 @@ pub(crate) fn all() -> Vec<&'static Scenario> {
         protect_mode::ALL,
         protect_refused::ALL,
         sipstone::ALL,
+        relays::ALL,
     ]
     .into_iter()
     .flatten()
@@ -169,6 +191,11 @@ pub(crate) fn images(scenarios: &[&Scenario]) -> Vec<Image> {
 /// Whether any of these scenarios needs the audit program.
 pub(crate) fn need_audit(scenarios: &[&Scenario]) -> bool {
     scenarios.iter().any(|scenario| scenario.audit)
+}
+
+/// Whether any of these scenarios has softphones.
+pub(crate) fn need_softphone(scenarios: &[&Scenario]) -> bool {
+    scenarios.iter().any(|scenario| scenario.softphone)
 }
 
 /// Run one scenario in a lab of its own (this program runs itself so)

@@ -68,7 +68,11 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         .collect();
     let scenarios: Vec<_> = scenarios::all()
         .into_iter()
-        .filter(|scenario| !args.skip_lab && wanted(scenario.name))
+        .filter(|scenario| {
+            let asked = args.only.iter().any(|name| name == scenario.name);
+            let part = args.table.full || !scenario.only_full;
+            !args.skip_lab && (asked || part) && wanted(scenario.name)
+        })
         .collect();
     let rows: Vec<_> = table::all()
         .into_iter()

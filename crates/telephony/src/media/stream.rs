@@ -2,7 +2,7 @@
 
 use super::{
     Account, Codec, Header, Mark, PACKET, Pacing, PacingReport, SAMPLES, Sent, encode, parse,
-    socket::{Clock, exact_timers, note_arrivals, receive},
+    socket::{Clock, note_arrivals, on_time, receive},
 };
 use rustix::{
     buffer::spare_capacity,
@@ -214,7 +214,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 fn send(shared: &Shared) {
-    exact_timers();
+    on_time();
     while !shared.stop.load(Ordering::Acquire) {
         let legs = lock(&shared.legs).clone();
         let mut sending = lock(&shared.sending);

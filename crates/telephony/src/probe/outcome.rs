@@ -5,7 +5,7 @@ use crate::{
     call::{Failure, Record},
     media::{Account, INTERVAL, PacingReport, Report, Sent},
 };
-use std::time::Duration;
+use std::{net::SocketAddr, time::Duration};
 
 /// What became of one stream of a call.
 #[derive(Debug, Clone)]
@@ -51,6 +51,8 @@ pub struct CallOutcome {
     pub callee: Option<Record>,
     /// What the callee hears, and what the caller hears; `None` where no media was wanted, or the call was never up.
     pub streams: Option<[StreamOutcome; 2]>,
+    /// Where the caller and the callee were told to send their media, in the end: a relay's address where there is one.
+    pub media: [Option<SocketAddr>; 2],
     /// What went wrong first, at either end.
     pub failure: Option<Failure>,
 }

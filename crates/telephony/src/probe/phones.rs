@@ -17,7 +17,7 @@ use rustix::{
 use std::{
     collections::HashMap,
     io,
-    net::{IpAddr, UdpSocket},
+    net::{IpAddr, SocketAddr, UdpSocket},
     os::fd::OwnedFd,
     sync::{Arc, PoisonError, atomic::Ordering},
     time::Duration,
@@ -55,6 +55,8 @@ struct Call {
     registration: Option<Registration>,
     /// Media of the caller and of the callee.
     ends: [Option<usize>; 2],
+    /// Where they send it.
+    targets: [Option<SocketAddr>; 2],
     failure: Option<Failure>,
 }
 
@@ -93,6 +95,7 @@ impl Phones {
             callee: None,
             registration: None,
             ends: [None, None],
+            targets: [None, None],
             failure: None,
         });
         Ok(Self {
@@ -289,8 +292,10 @@ impl Phones {
         }
     }
 
-    fn send_media(&self, call: usize, side: Side, to: &Session) {
-        let end = self.calls[call].ends[usize::from(side == Side::Callee)];
+    fn send_media(&mut self, call: usize, side: Side, to: &Session) {
+        let own = usize::from(side == Side::Callee);
+        self.calls[call].targets[own] = Some(to.rtp);
+        let end = self.calls[call].ends[own];
         if let Some(end) = end.filter(|_| self.plan.media) {
             self.media.send(end, to.rtp, self.plan.codec);
         }
@@ -462,6 +467,7 @@ impl Phones {
                 caller: record(&call.caller).unwrap_or_else(Record::default),
                 callee: record(&call.callee),
                 streams: was_up.then_some(both),
+                media: call.targets,
                 failure: call.failure.clone(),
             });
         }

@@ -84,6 +84,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         let wanted = Wanted {
             audit: false,
             witness: false,
+            softphone: false,
             images: &[Image::REGISTRAR_12],
         };
         Assets::prepare(wanted, &progress)

@@ -57,6 +57,7 @@ pub(super) fn run(fault: Fault, json: bool) -> Result<ExitCode> {
         let wanted = Wanted {
             audit: false,
             witness: true,
+            softphone: false,
             images: &[Image::BASE_12],
         };
         Assets::prepare(wanted, &Progress::new())

@@ -14,12 +14,13 @@ use std::{
 };
 
 /// The Debian packages whose programs the native tests compare with: what we write ourselves, others must be able to read.
-const COMPARED_WITH: [&str; 6] = [
+const COMPARED_WITH: [&str; 7] = [
     "cpio",
     "e2fsprogs",
     "iproute2",
     "kmod",
     "openssl",
+    "tshark",
     "xz-utils",
 ];
 

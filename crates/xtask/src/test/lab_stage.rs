@@ -39,6 +39,7 @@ pub(super) fn run(scenarios: &[&Scenario], jobs: usize, tally: &mut Tally) -> Re
     let wanted = Wanted {
         audit: scenarios::need_audit(scenarios),
         witness: false,
+        softphone: scenarios::need_softphone(scenarios),
         images: &scenarios::images(scenarios),
     };
     let assets = Assets::prepare(wanted, &Progress::new())?;

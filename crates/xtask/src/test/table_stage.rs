@@ -73,6 +73,7 @@ pub(super) fn run(plan: &Plan, tally: &mut Tally) -> Result<Table> {
         Wanted {
             audit: false,
             witness: true,
+            softphone: false,
             images: &[Image::BASE_12],
         },
         &Progress::new(),

@@ -1,0 +1,209 @@
+//! Calls through a machine, with media: the probe's own, both ends in the lab's client.
+
+use super::{Scenario, case::Case};
+use crate::{
+    assets::Image,
+    calls::{self, Load},
+    machine_file::{FIRST_GUEST, address},
+    pair::Pair,
+    sipp,
+};
+use anyhow::{Context as _, Result, ensure};
+use romulus_telephony::{
+    call::Transport,
+    probe::{Connections, Outcome, Stage, Summary},
+};
+use std::{
+    net::{IpAddr, SocketAddrV4},
+    time::Duration,
+};
+
+/// This file's scenarios.
+pub(super) const ALL: &[Scenario] = &[
+    Scenario::new(
+        "calls/registrar",
+        "calls over UDP, TCP and TLS: answered, offered again, cancelled, hung up by either end",
+        &[Image::REGISTRAR_12],
+        |case| through(case, Image::REGISTRAR_12, None),
+    ),
+    Scenario::new(
+        "calls/rtpengine",
+        "the same with all media through rtpengine",
+        &[Image::PBX_12],
+        |case| through(case, Image::PBX_12, Some(FIRST_GUEST.into())),
+    ),
+    Scenario::new(
+        "calls/rtpproxy",
+        "the same with all media through RTPProxy",
+        &[Image::PBX_RTPPROXY_12],
+        |case| through(case, Image::PBX_RTPPROXY_12, Some(FIRST_GUEST.into())),
+    ),
+    Scenario::pair(
+        "calls/power-cut",
+        "calls over UDP, TCP and TLS, and ringing ones, are preserved across a loss of power in mode split",
+        &[Image::PBX_RTPPROXY_12],
+        power_cut,
+    ),
+    Scenario::pair(
+        "calls/power-cuts",
+        "more calls, one loss of power for each transport, media through rtpengine",
+        &[Image::PBX_12],
+        power_cuts,
+    )
+    .only_full()
+    .minutes(20),
+];
+
+/// The SIP server's address for a transport.
+fn server(number: u8, transport: Transport) -> SocketAddrV4 {
+    let plain = sipp::sip(address(number));
+    match transport {
+        Transport::Udp | Transport::Tcp => plain,
+        Transport::Tls => SocketAddrV4::new(*plain.ip(), 5061),
+    }
+}
+
+/// Some calls of each kind through one machine, over each transport. Media go by `relay`, where there is one.
+fn through(case: &Case, image: Image, relay: Option<IpAddr>) -> Result<()> {
+    let running = case.boot(case.machine("calls", image, 0)?)?;
+    for (transport, connections) in [
+        (Transport::Udp, Connections::Shared),
+        (Transport::Tcp, Connections::Each),
+        (Transport::Tls, Connections::Shared),
+    ] {
+        let load = Load {
+            connections,
+            established: 3,
+            reinvited: 1,
+            ringing: 1,
+            cancelled: 1,
+            begun: 1,
+            per_second: 8,
+            before: Duration::from_millis(500),
+            after: Duration::from_secs(2),
+            ..Load::new(server(0, transport), transport)
+        };
+        let outcome = calls::steady(case.lab.client(), &load)?;
+        let media = calls::all_preserved(&load, &outcome)?;
+        tell(transport, &outcome, &media);
+        // All but the cancelled one, both ways.
+        ensure!(
+            media.streams == 10 && media.sent > 1000,
+            "media of {} streams, {} packets",
+            media.streams,
+            media.sent
+        );
+        ensure!(
+            media.duplicates == 0 && outcome.strays == 0,
+            "media came twice or to others: {}, {} strays",
+            media.line(),
+            outcome.strays
+        );
+        match relay {
+            Some(relay) => by_relay(&outcome, relay)?,
+            // Nothing lies between the two ends.
+            None => ensure!(media.lost == 0, "media was lost: {}", media.line()),
+        }
+    }
+    running.still_runs()
+}
+
+/// Checks that all media went by the relay.
+fn by_relay(outcome: &Outcome, relay: IpAddr) -> Result<()> {
+    for call in outcome.calls.iter().filter(|call| call.streams.is_some()) {
+        let by = |to: &Option<std::net::SocketAddr>| to.is_some_and(|to| to.ip() == relay);
+        ensure!(
+            call.media.iter().all(by),
+            "media went to {:?}, past the relay at {relay}",
+            call.media
+        );
+    }
+    Ok(())
+}
+
+fn tell(transport: Transport, outcome: &Outcome, media: &Summary) {
+    eprintln!(
+        "{}: {} of {} calls; {}; pacing p99 {:.3} ms; {} sent again",
+        transport.name(),
+        outcome.preserved(),
+        outcome.calls.len(),
+        media.line(),
+        outcome.pacing.p99_ms,
+        outcome.resent()
+    );
+}
+
+/// A pair that protects a machine with SIP and its media, which pass at once.
+fn split(case: &Case, image: Image) -> Result<Pair<'_>> {
+    case.protected_with(image, |file| {
+        if let Some(protection) = &mut file.protection {
+            protection.mode = Some("split".to_owned());
+        }
+    })
+}
+
+/// Cuts the runner's power while calls of all loads are up and ring: every one must be preserved.
+fn cross(case: &Case, pair: &mut Pair<'_>, loads: &[Load]) -> Result<()> {
+    let runner = pair.runner()?.context("no host runs the machine")?;
+    let (outcomes, _) = calls::run_all(case.lab.client(), loads, |_| pair.cut_power(runner))?;
+    for (load, outcome) in loads.iter().zip(&outcomes) {
+        tell(load.transport, outcome, &Summary::of(outcome));
+    }
+    for (load, outcome) in loads.iter().zip(&outcomes) {
+        calls::all_preserved(load, outcome)?;
+        by_relay(outcome, FIRST_GUEST.into())?;
+        let at = |stage| u32::try_from(outcome.at_event(stage).count());
+        ensure!(
+            at(Stage::Up)? == load.established
+                && at(Stage::Ringing)? == load.ringing + load.cancelled,
+            "the cut did not come in the middle of all calls"
+        );
+    }
+    pair.wait_runs(1 - runner).map(drop)
+}
+
+fn power_cut(case: &Case) -> Result<()> {
+    let mut pair = split(case, Image::PBX_RTPPROXY_12)?;
+    let of = |transport| Load {
+        established: 1,
+        ringing: 1,
+        per_second: 4,
+        ..Load::new(server(0, transport), transport)
+    };
+    let loads = [
+        Load {
+            established: 2,
+            reinvited: 1,
+            cancelled: 1,
+            ..of(Transport::Udp)
+        },
+        of(Transport::Tcp),
+        Load {
+            ringing: 0,
+            ..of(Transport::Tls)
+        },
+    ];
+    cross(case, &mut pair, &loads)
+}
+
+fn power_cuts(case: &Case) -> Result<()> {
+    let mut pair = split(case, Image::PBX_12)?;
+    for transport in [Transport::Udp, Transport::Tcp, Transport::Tls] {
+        let load = Load {
+            established: 4,
+            reinvited: 1,
+            ringing: 2,
+            cancelled: 1,
+            begun: 1,
+            per_second: 4,
+            before: Duration::from_secs(10),
+            after: Duration::from_secs(40),
+            ..Load::new(server(0, transport), transport)
+        };
+        cross(case, &mut pair, &[load]).with_context(|| transport.name())?;
+        let lost = pair.runner()?.map_or(0, |runner| 1 - runner);
+        pair.return_host(lost)?;
+        pair.wait_protected(None)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,299 @@
+//! Calls whose media go through a relay in the guest.
+
+use super::{Scenario, case::Case};
+use crate::{
+    assets::Image,
+    capture::Capture,
+    contacts,
+    machine_file::{FIRST_GUEST, address},
+    pair::unix_seconds,
+    process, sipp,
+    softphone::{Media, Softphone},
+};
+use anyhow::{Context as _, Result, ensure};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::Ipv4Addr,
+    time::Duration,
+};
+
+/// This file's scenarios.
+pub(super) const ALL: &[Scenario] = &[
+    Scenario::new(
+        "relays/rtpengine",
+        "a call whose media go through rtpengine on another machine than its signalling",
+        &[Image::REGISTRAR_12, Image::MEDIA_RTPENGINE_12],
+        |case| two_machines(case, "rtpengine", Image::MEDIA_RTPENGINE_12),
+    )
+    .with_softphone()
+    .host_mib(3072),
+    Scenario::new(
+        "relays/rtpproxy",
+        "a call whose media go through RTPProxy on another machine than its signalling",
+        &[Image::REGISTRAR_12, Image::MEDIA_RTPPROXY_12],
+        |case| two_machines(case, "rtpproxy", Image::MEDIA_RTPPROXY_12),
+    )
+    .with_softphone()
+    .host_mib(3072),
+    Scenario::new(
+        "relays/one-machine",
+        "a call whose media and signalling go through one machine",
+        &[Image::PBX_RTPPROXY_12],
+        one_machine,
+    )
+    .with_softphone(),
+    Scenario::pair(
+        "relays/encrypted",
+        "a call over DTLS-SRTP goes on across a loss of power, without another handshake",
+        &[Image::PBX_12],
+        encrypted,
+    )
+    .with_softphone(),
+];
+
+/// How long a state may take to be said once it is so.
+const SOON: Duration = Duration::from_mins(1);
+/// How long both are to hear each other before the cut, and after it.
+const TALK_SECONDS: f64 = 3.0;
+/// DTLS, whichever of its records (RFC 7983): the first byte of a datagram's payload tells.
+const DTLS: &str = "udp and udp[8] >= 20 and udp[8] <= 63";
+/// RTP with G.711 (payload type 0), encrypted or not.
+const MEDIA: &str = "udp and udp[8] & 0xc0 = 0x80 and udp[9] & 0x7f = 0";
+/// Bytes of an RTP packet with 20 ms of G.711.
+const PLAIN_LENGTH: usize = 12 + 160;
+/// With the tag that SRTP's usual transform adds (RFC 3711, section 4.2).
+const ENCRYPTED_LENGTH: usize = PLAIN_LENGTH + 10;
+/// Packets of a stream, from which on it counts as flowing.
+const FLOWS: usize = 50;
+
+/// The paper's layout: SIP and media have a machine each.
+fn two_machines(case: &Case, relay: &str, image: Image) -> Result<()> {
+    let mut sip = case.machine("sip", Image::REGISTRAR_12, 0)?;
+    let word = format!(" media.relay={relay}:{}", address(1));
+    sip.boot.command_line.push_str(&word);
+    let media = case.boot(case.machine("media", image, 1)?)?;
+    let sip = case.boot(sip)?;
+    plain_call(case, address(1))?;
+    media.still_runs()?;
+    sip.still_runs()
+}
+
+fn one_machine(case: &Case) -> Result<()> {
+    let running = case.boot(case.machine("pbx", Image::PBX_RTPPROXY_12, 0)?)?;
+    plain_call(case, address(0))?;
+    running.still_runs()
+}
+
+/// A call through machine 0, whose media must go by `relay`, both ways.
+fn plain_call(case: &Case, relay: Ipv4Addr) -> Result<()> {
+    let (mut alice, mut bob) = phones(case, Media::Plain)?;
+    let media = Capture::at_client(case.lab.client(), MEDIA)?;
+    alice.dial(FIRST_GUEST, "bob")?;
+    for phone in [&mut alice, &mut bob] {
+        hears_more(phone, Media::Plain, 0.0)?;
+    }
+    alice.hang_up()?;
+    bob.wait_audio("over", SOON, |audio| audio.is_none())?;
+    let wire = Wire::read(&[], &media.finish()?)?;
+    wire.all_by(relay, PLAIN_LENGTH, 0.0).map(drop)
+}
+
+fn encrypted(case: &Case) -> Result<()> {
+    let mut pair = case.protected(Image::PBX_12)?;
+    let client = case.lab.client();
+    let (mut alice, mut bob) = phones(case, Media::Encrypted)?;
+    let handshakes = Capture::at_client(client, DTLS)?;
+    let media = Capture::at_client(client, MEDIA)?;
+    alice.dial(FIRST_GUEST, "bob")?;
+    for phone in [&mut alice, &mut bob] {
+        hears_more(phone, Media::Encrypted, 0.0)?;
+    }
+    let cut = pair.cut_power(0)?;
+    pair.wait_runs(1)?;
+    for phone in [&mut alice, &mut bob] {
+        let before = phone.audio()?.context("the call has ended")?.received;
+        hears_more(phone, Media::Encrypted, before)?;
+    }
+    alice.hang_up()?;
+    bob.wait_audio("over", SOON, |audio| audio.is_none())?;
+    let wire = Wire::read(&handshakes.finish()?, &media.finish()?)?;
+    eprintln!("{}", wire.goes_on_encrypted(unix_seconds(cut.at))?);
+    Ok(())
+}
+
+/// The softphones of alice and bob, registered at machine 0.
+fn phones(case: &Case, media: Media) -> Result<(Softphone, Softphone)> {
+    let client = case.lab.client();
+    let tree = case.assets.softphone.as_deref();
+    let tree = tree.context("the softphone was not prepared")?;
+    let phone = |user| Softphone::start(client, tree, FIRST_GUEST, user, media);
+    let phones = (phone("alice")?, phone("bob")?);
+    let users = ["alice", "bob"].map(str::to_owned);
+    process::poll(SOON, Duration::from_millis(200), || {
+        let missing = contacts::missing(client, sipp::sip(FIRST_GUEST), &users)?;
+        Ok(missing.is_empty().then_some(()))
+    })?
+    .context("the softphones do not register")?;
+    Ok(phones)
+}
+
+/// Waits until a phone has decoded a few seconds more of sound.
+fn hears_more(phone: &mut Softphone, media: Media, before: f64) -> Result<()> {
+    let secure = media == Media::Encrypted;
+    phone.wait_audio("as agreed, with sound", SOON, |audio| {
+        audio.is_some_and(|audio| audio.secure == secure && audio.received >= before + TALK_SECONDS)
+    })
+}
+
+/// What the client's wire showed of a call.
+struct Wire {
+    /// When each datagram of DTLS passed, in seconds since 1970.
+    handshakes: Vec<f64>,
+    /// Each stream by its ends: when its packets passed.
+    streams: BTreeMap<(String, String), Vec<f64>>,
+    /// The lengths of media packets that were seen.
+    lengths: BTreeSet<usize>,
+}
+
+impl Wire {
+    /// Reads the lines that tcpdump printed.
+    fn read(handshakes: &[String], media: &[String]) -> Result<Self> {
+        let mut streams: BTreeMap<_, Vec<f64>> = BTreeMap::new();
+        let mut lengths = BTreeSet::new();
+        for line in media {
+            let (at, ends, length) =
+                datagram(line).with_context(|| format!("tcpdump printed {line:?}"))?;
+            streams.entry(ends).or_default().push(at);
+            lengths.insert(length);
+        }
+        let time = |line: &String| {
+            let at = line.split(' ').next().and_then(|at| at.parse().ok());
+            at.with_context(|| format!("tcpdump printed {line:?}"))
+        };
+        Ok(Self {
+            handshakes: handshakes.iter().map(time).collect::<Result<_>>()?,
+            streams,
+            lengths,
+        })
+    }
+
+    /// Checks that one call between two phones went through the relay, in packets of `length`, before `moment` and after
+    /// it; gives the longest gap of a stream in seconds.
+    fn all_by(&self, relay: Ipv4Addr, length: usize, moment: f64) -> Result<f64> {
+        ensure!(
+            self.lengths == BTreeSet::from([length]),
+            "media packets of {:?} bytes, which should have {length}",
+            self.lengths
+        );
+        let at_relay = format!("{relay}.");
+        ensure!(
+            self.streams.len() == 4
+                && (self.streams.keys())
+                    .all(|(from, to)| from.starts_with(&at_relay) != to.starts_with(&at_relay)),
+            "not two streams to {relay} and two from it, but {:?}",
+            self.streams.keys()
+        );
+        let mut longest = 0.0_f64;
+        for ((from, to), times) in &self.streams {
+            let after = times.iter().filter(|at| **at >= moment).count();
+            ensure!(
+                after >= FLOWS && (moment <= 0.0 || times[0] < moment),
+                "{after} packets from {from} to {to} where they should flow"
+            );
+            let gaps = times.windows(2).map(|pair| pair[1] - pair[0]);
+            longest = gaps.fold(longest, f64::max);
+        }
+        Ok(longest)
+    }
+
+    /// Checks that an encrypted call went on across the cut as it was; gives a line for people.
+    fn goes_on_encrypted(&self, cut: f64) -> Result<String> {
+        ensure!(
+            self.handshakes.iter().any(|at| *at < cut),
+            "no handshake was seen before the cut: the capture is blind"
+        );
+        let later = self.handshakes.iter().filter(|at| **at >= cut).count();
+        ensure!(
+            later == 0,
+            "{later} datagrams of DTLS after the cut: the call was negotiated again"
+        );
+        let longest = self.all_by(FIRST_GUEST, ENCRYPTED_LENGTH, cut)?;
+        Ok(format!(
+            "{} datagrams of DTLS, none after the cut; the longest gap in a stream: {:.0} ms",
+            self.handshakes.len(),
+            longest * 1e3
+        ))
+    }
+}
+
+/// `TIME IP FROM > TO: UDP, length LENGTH`
+fn datagram(line: &str) -> Option<(f64, (String, String), usize)> {
+    let mut words = line.split_whitespace();
+    let at = words.next()?.parse().ok()?;
+    let from = words.nth(1)?.to_owned();
+    let to = words.nth(1)?.trim_end_matches(':').to_owned();
+    let length = words.next_back()?.parse().ok()?;
+    Some((at, (from, to), length))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Wire;
+    use crate::machine_file::{FIRST_GUEST, address};
+
+    /// `streams` streams of a packet every 20 ms from 100.0 until `until`, with a gap after 105.0, and a handshake at each of
+    /// `handshakes`.
+    fn wire(handshakes: &[f64], streams: usize, length: usize, until: f64) -> Wire {
+        const ENDS: [&str; 5] = [
+            "192.0.2.254.10000 > 192.0.2.100.30000",
+            "192.0.2.100.30000 > 192.0.2.254.10000",
+            "192.0.2.254.10100 > 192.0.2.100.30002",
+            "192.0.2.100.30002 > 192.0.2.254.10100",
+            "192.0.2.254.10000 > 192.0.2.254.10100",
+        ];
+        let line = |at: f64, ends: &str, length| format!("{at} IP {ends}: UDP, length {length}");
+        let media: Vec<String> = (0..500)
+            .map(|n| 100.0 + f64::from(n) * 0.02)
+            .filter(|at| !(105.0..105.3).contains(at) && *at < until)
+            .flat_map(|at| {
+                ENDS[..streams]
+                    .iter()
+                    .map(move |ends| line(at, ends, length))
+            })
+            .collect();
+        let handshakes: Vec<String> = handshakes
+            .iter()
+            .map(|at| line(*at, ENDS[0], 200))
+            .collect();
+        Wire::read(&handshakes, &media).unwrap()
+    }
+
+    #[test]
+    fn a_call_that_goes_on_as_it_was_passes() {
+        let said = wire(&[99.0, 99.5], 4, 182, 110.0).goes_on_encrypted(105.0);
+        let said = said.unwrap();
+        assert!(
+            said.starts_with("2 datagrams of DTLS") && said.ends_with("320 ms"),
+            "{said}"
+        );
+    }
+
+    #[test]
+    fn a_second_handshake_plain_media_and_a_stream_that_ends_are_seen() {
+        let error = |wire: Wire| wire.goes_on_encrypted(105.0).unwrap_err().to_string();
+        assert!(error(wire(&[99.0, 106.0], 4, 182, 110.0)).contains("negotiated again"));
+        assert!(error(wire(&[], 4, 182, 110.0)).contains("blind"));
+        assert!(error(wire(&[99.0], 4, 172, 110.0)).contains("{172} bytes"));
+        assert!(error(wire(&[99.0], 3, 182, 110.0)).contains("not two streams"));
+        assert!(error(wire(&[99.0], 4, 182, 105.5)).starts_with("10 packets from"));
+    }
+
+    #[test]
+    fn media_that_goes_past_the_relay_is_seen() {
+        let call = wire(&[], 4, 172, 110.0);
+        call.all_by(FIRST_GUEST, 172, 0.0).unwrap();
+        assert!(call.all_by(address(1), 172, 0.0).is_err());
+        let past = wire(&[], 5, 172, 110.0);
+        assert!(past.all_by(FIRST_GUEST, 172, 0.0).is_err());
+    }
+}
