@@ -13,7 +13,7 @@ mod protect;
 mod protect_disk;
 mod protect_mode;
 mod protect_refused;
-mod relays;
+pub(crate) mod relays;
 mod sipstone;
 mod sizes;
 pub(crate) mod table;

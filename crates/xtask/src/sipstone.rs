@@ -15,7 +15,7 @@ mod stage;
 mod stones;
 
 use crate::{
-    assets::Assets,
+    assets::{Assets, Wanted},
     compile::target_folder,
     report::{self, Computer, ProcessorTimes, Report},
 };
@@ -86,7 +86,13 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     };
     let wanted = jobs::jobs(effort, &only);
     let images = stage::images(&wanted);
-    let assets = Assets::with_guests(&images)?;
+    let asked = Wanted {
+        audit: false,
+        witness: false,
+        softphone: wanted.iter().any(|job| job.what.experiment() == 4),
+        images: &images,
+    };
+    let assets = lab::inside(|| Assets::prepare(asked, &Progress::new()))?;
     let logs = target_folder().join("lab-logs/sipstone");
     let lab = Lab::start(
         &assets.lab_config(2, stage::host_mib(&wanted), &logs),
@@ -173,30 +179,33 @@ pub(crate) fn measure(
             failures.push(format!("{job}: the machine did not come up"));
             continue;
         }
-        let step = progress.step(format!("{number} of {}: {job}", jobs.len()));
-        let (from, times) = (Instant::now(), ProcessorTimes::now()?);
-        let stands = stage.stand(job.place);
-        if stands.is_err() {
-            down = Some(job.place);
-        }
-        let done = stands.and_then(|()| work(&mut stage, &context, job));
-        match done {
-            Ok(lines) => {
-                let taken = ProcessorTimes::now()?.stolen_since(&times);
-                step.done(format!(
-                    "{number} of {}: {job} ({:.0} s)",
-                    jobs.len(),
-                    from.elapsed().as_secs_f64()
-                ));
-                run.done(job, lines, from.elapsed(), taken)?;
-                pages::write(folder, &facts, &run)?;
-            }
-            Err(error) => {
-                drop(step);
-                progress.note(format!("{job}: {error:#}"));
-                failures.push(format!("{job}: {error:#}"));
-                // What it left behind is not to be the next one's.
-                stage.give_up(&format!("{number}"))?;
+        // A shared computer may stand still for longer than any limit bears: a second try, and both are told.
+        for again in [false, true] {
+            let title = format!("{number} of {}: {job}", jobs.len());
+            let step = progress.step(&title);
+            let (from, times) = (Instant::now(), ProcessorTimes::now()?);
+            let stands = stage.stand(job.place);
+            let came_up = stands.is_ok();
+            match stands.and_then(|()| work(&mut stage, &context, job)) {
+                Ok(lines) => {
+                    let taken = ProcessorTimes::now()?.stolen_since(&times);
+                    step.done(format!("{title} ({:.0} s)", from.elapsed().as_secs_f64()));
+                    run.done(job, lines, from.elapsed(), taken)?;
+                    pages::write(folder, &facts, &run)?;
+                    break;
+                }
+                Err(error) => {
+                    drop(step);
+                    progress.note(format!("{job}: {error:#}"));
+                    // What it left behind is not to be the next one's.
+                    stage.give_up(&format!("{number}{}", if again { "-again" } else { "" }))?;
+                    if again {
+                        failures.push(format!("{job}: {error:#}"));
+                        if !came_up {
+                            down = Some(job.place);
+                        }
+                    }
+                }
             }
         }
     }

@@ -1,10 +1,15 @@
 //! Experiment 4: calls in progress while the host loses its power, over UDP, TCP and TLS at once: those that are up, those that
 //! ring, and what may be said in the middle of a dialog.
 
-use super::{Context, stage::Stage};
+use super::{
+    Context,
+    stage::{Lost, Stage},
+};
 use crate::{
     calls::{self, Load},
     machine_file::FIRST_GUEST,
+    pair::UnixSeconds,
+    scenarios::relays::EncryptedCall,
     sipp,
 };
 use anyhow::Result;
@@ -13,7 +18,7 @@ use romulus_telephony::{
     probe::{Answer, CallOutcome, End, Outcome, Script, Side, Summary},
     report::Cell,
     sipstone::{
-        jobs::{Effort, Place},
+        jobs::{Effort, Guest, Place},
         tables::{CALLS, Line},
     },
 };
@@ -27,6 +32,9 @@ const KINDS: [&str; 5] = [
     "answer to one that rang",
     "CANCEL of one that rang",
 ];
+
+/// A call over DTLS-SRTP, of which no handshake may be seen after the cut.
+pub(super) const ENCRYPTED: &str = "DTLS-SRTP goes on";
 
 fn kind(script: &Script) -> &'static str {
     match script {
@@ -61,7 +69,53 @@ pub(super) fn run(
     place: Place,
     number: u32,
 ) -> Result<Vec<Line>> {
-    let (before, after) = match context.effort {
+    let loads = loads(context.effort);
+    let client = stage.client();
+    // The paper's layout has no relay that takes part in DTLS.
+    let tree = match place.guest {
+        Guest::Pbx => stage.softphone(),
+        Guest::Sip | Guest::Two => None,
+    };
+    let encrypted = tree
+        .map(|tree| EncryptedCall::begin(client, tree))
+        .transpose()?;
+    let step = stage
+        .progress()
+        .step("calls over UDP, TCP and TLS, and a cut");
+    let (outcomes, cut) = calls::run_all(client, &loads, |_| stage.cut())?;
+    let all: usize = outcomes.iter().map(|outcome| outcome.calls.len()).sum();
+    let preserved: usize = outcomes.iter().map(Outcome::preserved).sum();
+    step.done(format!("{preserved} of {all} calls preserved"));
+    let said = Said { place, number, cut };
+    let mut lines = Vec::new();
+    if let Some(call) = encrypted {
+        let gap = goes_on(call, said.cut.at);
+        if let Err(error) = &gap {
+            stage.progress().note(format!("{ENCRYPTED}: {error:#}"));
+        }
+        let seen = Seen {
+            transport: Transport::Udp,
+            kind: ENCRYPTED,
+            calls: 1,
+            kept: usize::from(gap.is_ok()),
+            gap_ms: gap.ok().map(|seconds| seconds * 1e3),
+            media: None,
+        };
+        lines.push(said.line(&seen));
+    }
+    for (load, outcome) in loads.iter().zip(&outcomes) {
+        for kind in KINDS {
+            if let Some(seen) = seen(load, outcome, kind, stage) {
+                lines.push(said.line(&seen));
+            }
+        }
+    }
+    Ok(lines)
+}
+
+/// What is called: over each transport, some calls with media and some without.
+fn loads(effort: Effort) -> Vec<Load> {
+    let (before, after) = match effort {
         Effort::Full => (20, 40),
         Effort::Quick | Effort::Smallest => (1, 5),
     };
@@ -89,74 +143,91 @@ pub(super) fn run(
             }
         }
     };
-    let transports = [Transport::Udp, Transport::Tcp, Transport::Tls];
-    let loads: Vec<Load> = transports
+    [Transport::Udp, Transport::Tcp, Transport::Tls]
         .into_iter()
         .flat_map(|transport| [load(transport, true), load(transport, false)])
+        .collect()
+}
+
+/// What became of the calls of one kind over one transport; `None` if there were none.
+fn seen(load: &Load, outcome: &Outcome, kind: &'static str, stage: &Stage<'_>) -> Option<Seen> {
+    let moment = outcome.event.unwrap_or_default();
+    let calls: Vec<&CallOutcome> = outcome
+        .calls
+        .iter()
+        .filter(|call| self::kind(&call.script) == kind)
         .collect();
-    let step = stage.progress().step(format!(
-        "calls over UDP, TCP and TLS, {before} s before a cut and {after} s after it"
-    ));
-    let client = stage.client();
-    let (outcomes, t_b) = calls::run_all(client, &loads, |_| stage.cut())?;
-    let all: usize = outcomes.iter().map(|outcome| outcome.calls.len()).sum();
-    let preserved: usize = outcomes.iter().map(Outcome::preserved).sum();
-    step.done(format!("{preserved} of {all} calls preserved"));
-    let mut lines = Vec::new();
-    for (load, outcome) in loads.iter().zip(&outcomes) {
-        let moment = outcome.event.unwrap_or_default();
-        for kind in KINDS {
-            let calls: Vec<&CallOutcome> = outcome
-                .calls
-                .iter()
-                .filter(|call| self::kind(&call.script) == kind)
-                .collect();
-            if calls.is_empty() {
-                continue;
-            }
-            for call in calls.iter().filter(|call| !call.preserved(moment)) {
-                stage.progress().note(format!(
-                    "{}: {kind}: not preserved: {:?}",
-                    load.transport.name(),
-                    call.failure
-                ));
-            }
-            let kept = calls.iter().filter(|call| call.preserved(moment)).count();
-            let summary = Summary::over(
-                calls
-                    .iter()
-                    .filter_map(|call| call.streams.as_ref())
-                    .flatten(),
-            );
-            #[allow(clippy::cast_precision_loss, reason = "numbers of calls")]
-            let count = |number: usize| Cell::from(number as f64);
-            #[allow(clippy::cast_precision_loss, reason = "numbers of calls")]
-            let share = kept as f64 / calls.len() as f64 * 100.0;
-            let heard = summary.streams > 0;
-            // Of one that rang before, nothing was heard before.
-            let whole = heard && kind != KINDS[3];
-            lines.push(Line::new(
-                &CALLS,
-                vec![
-                    place.guest.to_string().into(),
-                    place.mode.to_string().into(),
-                    number.into(),
-                    load.transport.name().into(),
-                    kind.into(),
-                    count(calls.len()),
-                    count(kept),
-                    share.into(),
-                    whole.then_some(summary.longest_gap_ms).into(),
-                    whole.then_some(summary.loss_percent).into(),
-                    whole.then_some(summary.jitter_ms).into(),
-                    summary.mos_min.filter(|_| whole).into(),
-                    (load.before + load.after).as_secs_f64().into(),
-                    (t_b.as_secs_f64() * 1e3).into(),
-                ],
-            ));
-        }
+    let (kept, lost): (Vec<&CallOutcome>, Vec<&CallOutcome>) =
+        calls.iter().partition(|call| call.preserved(moment));
+    for call in lost {
+        stage.progress().note(format!(
+            "{}: {kind}: not preserved: {:?}",
+            load.transport.name(),
+            call.failure
+        ));
     }
-    Ok(lines)
+    let streams = calls.iter().filter_map(|call| call.streams.as_ref());
+    let summary = Summary::over(streams.flatten());
+    // Of one that rang before the cut, nothing was heard before it.
+    let whole = summary.streams > 0 && kind != KINDS[3];
+    (!calls.is_empty()).then(|| Seen {
+        transport: load.transport,
+        kind,
+        calls: calls.len(),
+        kept: kept.len(),
+        gap_ms: whole.then_some(summary.longest_gap_ms),
+        media: whole.then(|| (summary, (load.before + load.after).as_secs_f64())),
+    })
+}
+
+/// Calls of one kind over one transport.
+struct Seen {
+    transport: Transport,
+    kind: &'static str,
+    calls: usize,
+    kept: usize,
+    gap_ms: Option<f64>,
+    /// All their streams, and how long they were.
+    media: Option<(Summary, f64)>,
+}
+
+/// What all lines of a cut have in common.
+struct Said {
+    place: Place,
+    number: u32,
+    cut: Lost,
+}
+
+impl Said {
+    #[allow(clippy::cast_precision_loss, reason = "numbers of calls")]
+    fn line(&self, seen: &Seen) -> Line {
+        let media = |of: &dyn Fn(&Summary) -> Option<f64>| {
+            Cell::from(seen.media.as_ref().and_then(|(summary, _)| of(summary)))
+        };
+        let cells = vec![
+            self.place.guest.to_string().into(),
+            self.place.mode.to_string().into(),
+            self.number.into(),
+            seen.transport.name().into(),
+            seen.kind.into(),
+            (seen.calls as f64).into(),
+            (seen.kept as f64).into(),
+            (seen.kept as f64 / seen.calls as f64 * 100.0).into(),
+            seen.gap_ms.into(),
+            media(&|summary| Some(summary.loss_percent)),
+            media(&|summary| Some(summary.jitter_ms)),
+            media(&|summary| summary.mos_min),
+            seen.media.as_ref().map(|(_, seconds)| *seconds).into(),
+            (self.cut.t_b.as_secs_f64() * 1e3).into(),
+        ];
+        Line::new(&CALLS, cells)
+    }
+}
+
+/// Whether an encrypted call goes on after a cut at `moment`, in seconds since 1970, as it was: its longest gap in seconds.
+fn goes_on(mut call: EncryptedCall, moment: UnixSeconds) -> Result<f64> {
+    call.hear_more()?;
+    call.end()?.encrypted_gap(moment)
 }
 
 /// The SIP server's address for a transport.

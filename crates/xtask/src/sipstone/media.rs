@@ -135,7 +135,7 @@ fn watched(stage: &mut Stage<'_>, place: Place, calls: u32, time: Duration) -> R
 
 /// The event: the power of the host that runs the machine is cut.
 fn across(stage: &mut Stage<'_>) -> Result<Beside> {
-    let t_b = stage.cut()?;
+    let t_b = stage.cut()?.t_b;
     Ok(Beside {
         host: None,
         pause_p99_ms: None,

@@ -1,5 +1,6 @@
 //! What is to be reached, as rows with a target each.
 
+use super::dialogs::ENCRYPTED;
 use crate::report::{Row, Target};
 use romulus_telephony::{
     report::Cell,
@@ -107,18 +108,33 @@ fn most<'a>(lines: impl Iterator<Item = &'a Line>, column: &str) -> Option<f64> 
     values?.into_iter().max_by(f64::total_cmp)
 }
 
+fn encrypted(line: &Line) -> bool {
+    has(line, "what came after it", ENCRYPTED)
+}
+
 /// Calls that were up, or rang, when the power was cut: in our layout, and in the paper's.
 fn calls(lines: &[&Line]) -> Vec<Row> {
     let mut rows = Vec::new();
     for mode in ["split", "net and no-net"] {
         let cut = || of(lines, CALLS.name, "mode", mode);
+        if cut().any(encrypted) {
+            rows.push(
+                Row::new(
+                    format!("{mode}: encrypted calls that went on without another handshake"),
+                    "%",
+                    least(cut().filter(|line| encrypted(line)), "share"),
+                )
+                .target(Target::AtLeast(100.0)),
+            );
+        }
         for transport in ["UDP", "TCP", "TLS"] {
             let over = || cut().filter(move |line| has(line, "transport", transport));
             let rang = |line: &Line| {
                 cell(line, "what came after it").is_some_and(|cell| cell.text().ends_with(" rang"))
             };
             for (what, ringing) in [("established", false), ("ringing", true)] {
-                let of_kind = || over().filter(move |line| rang(line) == ringing);
+                let of_kind =
+                    || over().filter(move |line| rang(line) == ringing && !encrypted(line));
                 if of_kind().next().is_some() {
                     rows.push(
                         Row::new(

@@ -5,14 +5,18 @@ use crate::{
     assets::{Assets, Image},
     machine_file::{FIRST_GUEST, MachineFile, address},
     machine_host::{self, Running},
-    pair::{self, Pair},
+    pair::{self, Pair, UnixSeconds, unix_seconds},
     sipp,
 };
 use anyhow::{Context as _, Result, bail, ensure};
 use images::Progress;
 use lab::{Host, Lab};
 use romulus_telephony::sipstone::jobs::{Guest, Job, Mode, Place};
-use std::{path::PathBuf, thread, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    thread,
+    time::Duration,
+};
 
 /// How long a guest may take to come up.
 const BOOT_LIMIT: Duration = Duration::from_mins(4);
@@ -63,7 +67,7 @@ pub(super) fn host_mib(jobs: &[Job]) -> u32 {
 fn of_guest(guest: Guest) -> &'static [Image] {
     match guest {
         Guest::Sip => &[Image::SIPSTONE_12],
-        Guest::Pbx => &[Image::PBX_RTPPROXY_12],
+        Guest::Pbx => &[Image::PBX_12],
         Guest::Two => &[Image::REGISTRAR_12, Image::MEDIA_RTPPROXY_12],
     }
 }
@@ -81,7 +85,7 @@ impl<'lab> Stage<'lab> {
     pub(super) fn new(
         lab: &'lab Lab,
         assets: &'lab Assets,
-        logs: &std::path::Path,
+        logs: &Path,
         progress: &'lab Progress,
     ) -> Self {
         Self {
@@ -96,6 +100,11 @@ impl<'lab> Stage<'lab> {
     /// Where users are.
     pub(super) fn client(&self) -> &'lab lab::Client {
         self.lab.client()
+    }
+
+    /// The tree of the softphone, where one was prepared.
+    pub(super) fn softphone(&self) -> Option<&'lab Path> {
+        self.assets.softphone.as_deref()
     }
 
     /// For people.
@@ -213,11 +222,11 @@ impl<'lab> Stage<'lab> {
         }
     }
 
-    /// Cuts the power of the host that runs the machine, and gives the backup's `T_b` just before.
+    /// Cuts the power of the host that runs the machine, and gives when, and the backup's `T_b` just before.
     ///
     /// # Errors
     /// The machine is not protected, or both do not run on the same host.
-    pub(super) fn cut(&mut self) -> Result<Duration> {
+    pub(super) fn cut(&mut self) -> Result<Lost> {
         let Stands::Pairs(_, pairs) = &mut self.stands else {
             bail!("no pair stands");
         };
@@ -236,14 +245,15 @@ impl<'lab> Stage<'lab> {
             let its = status.and_then(|status| Some(status.cover()?.t_b()));
             t_b = t_b.max(its.context("the backup does not say what T_b is")?);
         }
+        let mut at = 0.0;
         for (number, pair) in pairs.iter_mut().enumerate() {
             if number == 0 {
-                pair.cut_power(runner)?;
+                at = unix_seconds(pair.cut_power(runner)?.at);
             } else {
                 pair.lost(runner);
             }
         }
-        Ok(t_b)
+        Ok(Lost { at, t_b })
     }
 
     /// The host that runs the machine, and the number of romulus's process there; and the same of the backup, if there is one.
@@ -289,6 +299,14 @@ impl<'lab> Stage<'lab> {
             host.power_on()
         })
     }
+}
+
+/// A host that lost its power.
+pub(super) struct Lost {
+    /// Just before.
+    pub(super) at: UnixSeconds,
+    /// `T_b` of the backup, the longest of several machines'.
+    pub(super) t_b: Duration,
 }
 
 /// Who runs the machine, and who holds its replica: hosts, and processes in them.
