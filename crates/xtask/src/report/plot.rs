@@ -10,6 +10,9 @@ use std::{
     path::{Path, PathBuf},
 };
 
+/// How much wider a plot of lines is than they are.
+const LEGEND: f64 = 1.35;
+
 /// Points of one kind.
 pub(crate) struct Series {
     /// Its name in the legend.
@@ -64,13 +67,16 @@ impl Plot<'_> {
             area.fill(&WHITE)?;
             let points = || self.series.iter().flat_map(|series| &series.points);
             let last_x = points().map(|(x, _)| *x).fold(1.0, f64::max);
+            // Lines go up to their last points; there the legend would cover them.
+            let joined = self.series.iter().any(|series| series.joined);
+            let right = last_x * if joined { LEGEND } else { 1.02 };
             let top = points().map(|(_, y)| *y).fold(1.0, f64::max);
             let mut chart = ChartBuilder::on(&area)
                 .caption(self.title, ("sans-serif", 22))
                 .margin(12)
                 .x_label_area_size(44)
                 .y_label_area_size(64)
-                .build_cartesian_2d(0.0..last_x * 1.02, 0.0..top * 1.1)?;
+                .build_cartesian_2d(0.0..right, 0.0..top * 1.1)?;
             chart
                 .configure_mesh()
                 .x_desc(self.x)

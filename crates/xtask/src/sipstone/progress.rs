@@ -268,6 +268,17 @@ mod tests {
     }
 
     #[test]
+    fn what_is_in_no_commit_is_not_gone_on_with() {
+        let folder = tempfile::tempdir().unwrap();
+        let changed = begun(7, "abc+dirty");
+        let mut run = Run::open(folder.path(), changed.clone(), true).unwrap();
+        run.done(&work()[0], vec![line()], Duration::ZERO, None)
+            .unwrap();
+        let run = Run::open(folder.path(), changed, true).unwrap();
+        assert_eq!(run.lines().count(), 0);
+    }
+
+    #[test]
     fn a_run_that_ended_begins_anew() {
         let folder = tempfile::tempdir().unwrap();
         broken_off(folder.path());
