@@ -13,6 +13,7 @@
 //! | [`addresses`] | frames, and learned addresses | only a card's own frames tell; encoded again they are the same bytes |
 //! | [`config`] | machine files | what is taken is plausible; each problem has a place in the text |
 //! | [`store`] | the arbiter's files | records are what a second reader finds; a bad file refuses all; stored again they are the same bytes |
+//! | [`sip`] | SIP, session descriptions and RTP, as the media probe gets them | written again it is read the same; a stream gives the same however it is cut; a user agent sends no storm |
 //! | [`state`] | captured state | captured again and loaded again it is the same; refused, other state is still taken |
 
 #![forbid(unsafe_code)]
@@ -26,6 +27,7 @@ pub mod memory;
 pub mod replica;
 pub mod resync;
 pub mod run;
+pub mod sip;
 pub mod state;
 pub mod store;
 #[cfg(test)]
@@ -57,6 +59,7 @@ pub const ALL: &[Target] = &[
     target("config", config::body, config::seeds),
     target("store", store::body, store::seeds),
     target("state", state::body, state::seeds),
+    target("sip", sip::body, sip::seeds),
 ];
 
 const fn target(

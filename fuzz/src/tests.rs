@@ -55,7 +55,7 @@ macro_rules! replays {
 }
 
 replays!(
-    wire, replica, journal, resync, classifier, addresses, config, store, state
+    wire, replica, journal, resync, classifier, addresses, config, store, state, sip
 );
 
 /// They are what today's encoders make: `cargo run -p romulus-fuzz --example seeds` makes them anew.

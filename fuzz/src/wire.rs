@@ -6,7 +6,7 @@
 use crate::memory::bounded;
 use romulus_protocol::{
     arbiter::{Answer, Ask, Request},
-    heartbeat::{Activity, ECHOES_MAX, Echo, Heartbeat},
+    heartbeat::{Activity, ECHOES_MAX, Echo, Heartbeat, Uplink},
     id::{Epoch, Generation, Incarnation, MachineId, SessionId, Term},
     message::{Checkpoint, Hello, Message},
     record::{Change, Phase, Record, Refusal, Right},
@@ -176,6 +176,7 @@ pub fn seeds() -> Vec<(String, Vec<u8>)> {
             moves: true,
             activity: Activity::Primary,
             whole: echoes > 0,
+            uplink: Uplink { up: 1, of: 2 },
             generation: Generation(12),
             echoes: vec![
                 Echo {

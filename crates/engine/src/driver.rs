@@ -11,7 +11,7 @@ use crate::{
     backup::Backup,
     clock,
     disks::{Resync, WriteLog},
-    epoch,
+    epoch::{self, After},
     full_copy::FullCopy,
     node::{Node, lock},
     orders::Order,
@@ -20,7 +20,7 @@ use crate::{
 };
 use guest::Held;
 use romulus_checkpoint::{Encoder, Staging};
-use romulus_machine::{Error, PageSet, Ports, WarmPages};
+use romulus_machine::{Error, Machine, PageSet, Ports, WarmPages};
 use romulus_network::announce::Schedule;
 use romulus_protocol::{
     control::{Control, Cost},
@@ -80,11 +80,23 @@ pub(crate) struct Driver {
     trying: Option<SessionId>,
     /// The guest was reset and waits until everything may leave.
     reset: bool,
+    /// A switchover wants the guest to rest.
+    rest: Rest,
     /// The guest ended for good: why.
     over: Option<Ended>,
     turned: Time,
     /// The host has no processor to spare.
     crowded: bool,
+}
+
+/// Whether the guest is to rest.
+enum Rest {
+    /// No.
+    No,
+    /// From the running epoch's end on.
+    Wanted,
+    /// It does, since the end of an epoch that cost this.
+    Rests(epoch::Ended),
 }
 
 /// What becomes of the thread.
@@ -126,6 +138,7 @@ impl Driver {
             foreseen: None,
             trying: None,
             reset: false,
+            rest: Rest::No,
             over: None,
             turned: Time(0),
             crowded,
@@ -192,6 +205,10 @@ impl Driver {
     /// memory takes longer than anything else before the first copy. Once for each runner: if it cannot be made, that is
     /// told again when it is asked for.
     fn foresee(&mut self) {
+        // What is held is still to be dropped, or to be decided upon: later.
+        if matches!(self.held, Held::Paused(_) | Held::Running(_)) {
+            return;
+        }
         let status = self.node.status();
         let runner = status.record.map(|record| record.runner);
         if status.role == RoleName::Waiting
@@ -215,6 +232,7 @@ impl Driver {
             Order::Copy(session) => return self.check(|driver| driver.copy(session)),
             Order::EndCopy(session) => return self.check(|driver| driver.end_copy(session)),
             Order::Freeze => return self.check(Driver::freeze),
+            Order::Rest => self.rest = Rest::Wanted,
             Order::Thaw => return self.check(Driver::thaw),
             Order::Load(Source::Cold) => self.boot(guest::Purpose::Cold),
             Order::Load(Source::Replica { .. }) => self.load_replica(),
@@ -353,15 +371,14 @@ impl Driver {
 
     /// Ends the running epoch if its time has come.
     fn end_epoch(&mut self) -> Flow {
-        let taken = self.taken();
-        let changed = self.node.figures.last_changed.load(Ordering::Relaxed);
+        let rests = matches!(self.rest, Rest::Wanted);
         let Some(session) = &mut self.session else {
             return Flow::Go;
         };
         let holding = self.node.output.holding();
         let due = session.control.end(holding);
         let now = clock::now();
-        if due.is_none_or(|due| due > now)
+        if (due.is_none_or(|due| due > now) && !rests)
             || !matches!(self.held, Held::Running(_))
             || !self.node.may_seal()
         {
@@ -383,9 +400,10 @@ impl Driver {
             &warm,
             staging,
             &session.full_copy,
+            rests,
         );
         drop(warm);
-        let (mut machine, ended) = match sealed {
+        let (after, ended) = match sealed {
             Ok(done) => done,
             Err(Error::Stopped(_)) => return Flow::Go,
             Err(error) => return Flow::End(Ended::Failed(error.to_string())),
@@ -397,20 +415,6 @@ impl Driver {
             session.passing_on = true;
             (self.node.input).pass_on(session.id, Arc::clone(&session.outbox));
         }
-        session.control.resumed(
-            ended.resumed,
-            Cost {
-                pause: ended.pause,
-                faults: self.settings.tracking.first_write
-                    * u32::try_from(ended.first_writes).unwrap_or(u32::MAX),
-                taken,
-                // The pause has ended every sleep, so that all of it is counted.
-                slept: machine.slept(),
-                changed_pages: changed.min(ended.dirty as u64),
-                held_output: ended.seal.held,
-            },
-        );
-        self.held = Held::Running(machine);
         ended.record(&self.node);
         let figures = &self.node.figures;
         figures.epochs.fetch_add(1, Ordering::Relaxed);
@@ -420,8 +424,43 @@ impl Driver {
         figures
             .first_writes
             .fetch_add(ended.first_writes as u64, Ordering::Relaxed);
+        match after {
+            After::Runs(machine) => self.runs_on(machine, &ended),
+            After::Rests(paused) => {
+                self.held = Held::Paused(paused);
+                self.rest = Rest::Rests(ended);
+            }
+        }
         self.turn();
         Flow::Go
+    }
+
+    /// The guest goes on after an epoch's end.
+    fn runs_on(&mut self, mut machine: Machine, ended: &epoch::Ended) {
+        let taken = self.taken();
+        let changed = self.node.figures.last_changed.load(Ordering::Relaxed);
+        // The pause has ended every sleep, so that all of it is counted.
+        let slept = machine.slept();
+        self.held = Held::Running(machine);
+        let Some(session) = &mut self.session else {
+            return;
+        };
+        session.control.resumed(
+            ended.resumed,
+            Cost {
+                pause: ended.pause,
+                faults: self.settings.tracking.first_write
+                    * u32::try_from(ended.first_writes).unwrap_or(u32::MAX),
+                taken,
+                slept,
+                changed_pages: changed.min(ended.dirty as u64),
+                held_output: ended.seal.held,
+            },
+        );
+        // After a rest the answer may have come before.
+        if self.node.may_seal() {
+            session.control.committed();
+        }
     }
 
     fn discard(&mut self) {
@@ -429,10 +468,13 @@ impl Driver {
         self.node.input.keep();
         self.wanted = None;
         self.reset = false;
+        self.rest = Rest::No;
         self.disks.set_active(false);
         self.announcing.stop();
         self.node.output.clear();
         self.backup.discard();
+        // Whoever runs the machine now may ask this host before it is ready.
+        self.foreseen = None;
         // A machine that has never run stays ready for the next replica.
         if matches!(self.held, Held::Running(_) | Held::Paused(_)) {
             self.held = Held::Nothing;

@@ -10,7 +10,7 @@ use crate::{
     phases::Phase,
 };
 use romulus_checkpoint::Staging;
-use romulus_machine::{Error, Machine, PageSet, WarmPages};
+use romulus_machine::{Error, Machine, PageSet, Paused, WarmPages};
 use romulus_protocol::{
     host::{Event, Sealed},
     time::Time,
@@ -34,6 +34,12 @@ pub(crate) struct Ended {
 }
 
 impl Ended {
+    /// The guest rested after it, and goes on only now.
+    pub(crate) fn rested_until(&mut self, now: Time) {
+        self.pause += now.since(self.resumed);
+        self.resumed = now;
+    }
+
     /// Notes how long everything took.
     pub(crate) fn record(&self, node: &Node) {
         let phases = [
@@ -51,8 +57,16 @@ impl Ended {
     }
 }
 
+/// The machine after an epoch's end.
+pub(crate) enum After {
+    /// It goes on.
+    Runs(Machine),
+    /// It rests: that was its last epoch here, for all that is known.
+    Rests(Paused),
+}
+
 /// Ends the running epoch of `machine`. The first whole epoch is the one that is sealed when the full copy has read all. Those before it leave out pages that it will only read later, and pages that
-/// change all the time.
+/// change all the time. With `rests` the guest does not go on after it.
 ///
 /// # Errors
 /// The machine has ended, or KVM refuses: then there is no machine any more.
@@ -66,7 +80,8 @@ pub(crate) fn seal(
     warm: &WarmPages,
     mut staging: Staging,
     full_copy: &FullCopy,
-) -> Result<(Machine, Ended), Error> {
+    rests: bool,
+) -> Result<(After, Ended), Error> {
     let begun = Instant::now();
     let mut paused = machine.pause()?;
     let parked = Instant::now();
@@ -97,9 +112,14 @@ pub(crate) fn seal(
         complete: full.all,
         released_through: seal.released_through,
         rx_next: node.input.next(),
+        rests,
     }));
     let stop = paused.stop_times();
-    let machine = paused.resume()?;
+    let after = if rests {
+        After::Rests(paused)
+    } else {
+        After::Runs(paused.resume()?)
+    };
     let end = Instant::now();
     node.unstage();
     let ended = Ended {
@@ -117,5 +137,5 @@ pub(crate) fn seal(
             end - captured,
         ],
     };
-    Ok((machine, ended))
+    Ok((after, ended))
 }

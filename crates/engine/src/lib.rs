@@ -7,6 +7,7 @@
 //! | *link* | calls or listens, then reads: commits on a primary, checkpoints on a backup |
 //! | *sender* | encodes and sends what a link is to carry |
 //! | *sidecar* | makes sidecars durable |
+//! | *uplink* | hears from the kernel whether the uplinks carry |
 //!
 //! All of them tell one `Host` of `romulus-protocol` what happens, and what it answers is carried
 //! out by whoever told it, or handed to the thread that owns it (`node.rs`).
@@ -32,6 +33,7 @@ mod pulse;
 pub mod random;
 mod settings;
 pub mod sidecar;
+mod uplink;
 
 pub use disks::{DiskError, WritableDisk};
 pub use input::InputFigures;
@@ -51,7 +53,7 @@ use peers::{Links, Way};
 use romulus_machine::{Exit, Handle, Ports};
 use romulus_network::Mode;
 use romulus_protocol::{
-    host::{self, Host},
+    host::{self, Host, Stays},
     id::Incarnation,
     message::Hello,
     timing::TimingError,
@@ -63,6 +65,7 @@ use std::{
     thread::{self, JoinHandle},
     time::Duration,
 };
+use uplink::Watch;
 
 /// What the binary is told.
 #[derive(Debug)]
@@ -80,6 +83,8 @@ pub enum Report {
     Idle,
     /// The machine is protected, or no longer.
     Protected(bool),
+    /// A switchover that was asked for, or begun, came to nothing.
+    Stays(Stays),
     /// A line that people should see.
     Notice(String),
     /// The engine has ended.
@@ -118,6 +123,9 @@ pub enum EngineError {
     /// The keys.
     #[error("the keys cannot be used: {0}")]
     Identity(#[from] identity::IdentityError),
+    /// The uplinks.
+    #[error("the uplinks cannot be watched (`uplink`): {0}")]
+    Uplink(#[source] io::Error),
     /// The heartbeats' sockets.
     #[error(transparent)]
     Path(#[from] datagram::PathError),
@@ -158,6 +166,8 @@ pub struct Status {
     pub sent_pages: u64,
     /// Bytes sent.
     pub sent_bytes: u64,
+    /// Whether each of [`Settings::uplink`] has a carrier.
+    pub uplinks: Vec<bool>,
     /// For how long the machine has been protected.
     pub protected_for: Option<Duration>,
 }
@@ -241,6 +251,13 @@ impl Engine {
             name: settings.name.clone(),
         };
         let way = way(&settings)?;
+        let watch = match &settings.uplink[..] {
+            [] => None,
+            names => Some(Watch::open(names).map_err(EngineError::Uplink)?),
+        };
+        if let Some(watch) = &watch {
+            node.watch_uplinks(&settings.uplink, &watch.up());
+        }
         let driver = Driver::new(
             Arc::clone(&node),
             backup,
@@ -260,7 +277,7 @@ impl Engine {
             },
             threads: Vec::new(),
         };
-        let spawned = engine.spawn(&settings, driver, links, way, to_store, polled);
+        let spawned = engine.spawn(&settings, driver, links, way, to_store, polled, watch);
         if let Err(error) = spawned {
             engine.join();
             return Err(error.into());
@@ -268,6 +285,7 @@ impl Engine {
         Ok(engine)
     }
 
+    #[allow(clippy::too_many_arguments, reason = "what each thread is given")]
     fn spawn(
         &mut self,
         settings: &Arc<Settings>,
@@ -276,6 +294,7 @@ impl Engine {
         way: Way,
         to_store: mpsc::Receiver<romulus_protocol::sidecar::Sidecar>,
         polled: OwnedFd,
+        watch: Option<Watch>,
     ) -> io::Result<()> {
         let named = |what: &str| thread::Builder::new().name(format!("{} {what}", settings.name));
         let (node, state) = (Arc::clone(&self.node), settings.state.clone());
@@ -291,6 +310,11 @@ impl Engine {
                 node.handle(host::Event::SidecarStored(result.is_ok()));
             }
         })?);
+        if let Some(watch) = watch {
+            let node = Arc::clone(&self.node);
+            self.threads
+                .push(named("uplink").spawn(move || watch.run(&node))?);
+        }
         let node = Arc::clone(&self.node);
         self.threads
             .push(named("pulse").spawn(move || pulse::run(&node, &polled))?);
@@ -326,6 +350,7 @@ impl Engine {
             first_writes: figures.first_writes.load(Ordering::Relaxed),
             sent_pages: figures.sent_pages.load(Ordering::Relaxed),
             sent_bytes: figures.sent_bytes.load(Ordering::Relaxed),
+            uplinks: self.node.uplinks(),
             protected_for: host.protected_since.map(|since| clock::now().since(since)),
         }
     }
@@ -347,6 +372,12 @@ impl Engine {
     /// backup would take the silence for a failure.
     pub fn stop(&self) {
         self.node.orders.push(Order::Stop);
+    }
+
+    /// Asks for the machine to be handed over to the other host. It has been when
+    /// [`Report::Idle`] comes; [`Report::Stays`] says that it will not be.
+    pub fn switch_over(&self) {
+        self.node.handle(host::Event::Switchover);
     }
 
     /// From now on this output is held. If that decides whether any output is unheld, the machine loses its cover until the

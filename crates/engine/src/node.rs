@@ -14,7 +14,8 @@ use crate::{
 use romulus_checkpoint::Staging;
 use romulus_network::Mode;
 use romulus_protocol::{
-    host::{Action, Event, Host, Notice, Status},
+    heartbeat::Uplink,
+    host::{Action, Event, Host, Notice, Status, Switch},
     id::{Epoch, Incarnation, SessionId},
     message::Message,
     sidecar::Sidecar,
@@ -62,6 +63,8 @@ pub(crate) struct Node {
     /// Stagings that nobody uses at the moment.
     spare: Mutex<Vec<Staging>>,
     ending: AtomicBool,
+    /// The watched interfaces, and whether each has a carrier.
+    uplinks: Mutex<Vec<(String, bool)>>,
     /// The last `T_b` that the log was told of.
     told_t_b: Mutex<Duration>,
     pub(crate) figures: Figures,
@@ -117,6 +120,7 @@ impl Node {
             staged: Mutex::default(),
             spare: Mutex::default(),
             ending: AtomicBool::new(false),
+            uplinks: Mutex::default(),
             told_t_b: Mutex::default(),
             figures: Figures::default(),
         }
@@ -203,6 +207,57 @@ impl Node {
         let _host = lock(&self.host);
         self.ending.store(true, Ordering::Release);
         *lock(&self.sidecars) = None;
+    }
+
+    /// These interfaces are watched, and this is what they are now.
+    pub(crate) fn watch_uplinks(&self, names: &[String], up: &[bool]) {
+        *lock(&self.uplinks) = names.iter().cloned().zip(up.iter().copied()).collect();
+        for (name, up) in lock(&self.uplinks).iter() {
+            if !up {
+                tracing::warn!("the uplink {name} has no carrier, or does not exist");
+            }
+        }
+        self.tell_uplinks();
+    }
+
+    /// This is what the watched interfaces are now.
+    pub(crate) fn uplinks_seen(&self, seen: &[bool]) {
+        let mut changed = false;
+        for ((name, up), seen) in lock(&self.uplinks).iter_mut().zip(seen) {
+            if up != seen {
+                *up = *seen;
+                changed = true;
+                if *up {
+                    tracing::info!("the uplink {name} is there again");
+                } else {
+                    tracing::warn!("the uplink {name} is gone");
+                }
+            }
+        }
+        if changed {
+            self.tell_uplinks();
+        }
+    }
+
+    /// Nothing is known of them any more.
+    pub(crate) fn uplinks_unknown(&self) {
+        lock(&self.uplinks).clear();
+        self.tell_uplinks();
+    }
+
+    /// Whether each watched interface has a carrier.
+    pub(crate) fn uplinks(&self) -> Vec<bool> {
+        lock(&self.uplinks).iter().map(|(_, up)| *up).collect()
+    }
+
+    fn tell_uplinks(&self) {
+        let up = self.uplinks();
+        // A file names no more than 16.
+        let count = |number: usize| u8::try_from(number).unwrap_or(u8::MAX);
+        self.handle(Event::Uplink(Uplink {
+            up: count(up.iter().filter(|up| **up).count()),
+            of: count(up.len()),
+        }));
     }
 
     /// There is a link to this incarnation; a second one replaces the first.
@@ -302,9 +357,15 @@ impl Node {
             Action::Heartbeat(beat) => self.paths().send(&beat),
             Action::Send { to, message } => self.send(to, message),
             Action::Permit(permit) => self.output.permit(permit),
+            Action::CloseLink(peer) => {
+                if let Some(outbox) = self.outbox(peer) {
+                    outbox.close();
+                }
+            }
             Action::Copy(session) => self.orders.push(Order::Copy(session)),
             Action::EndCopy(session) => self.orders.push(Order::EndCopy(session)),
             Action::Freeze => self.orders.push(Order::Freeze),
+            Action::Rest => self.orders.push(Order::Rest),
             Action::Thaw => self.orders.push(Order::Thaw),
             Action::Load(source) => self.orders.push(Order::Load(source)),
             Action::Run { source, term } => {
@@ -388,6 +449,21 @@ impl Node {
                 record.generation
             ),
             Notice::Claims => "claims the machine".to_owned(),
+            Notice::SwitchesOver(Switch::Operator) => {
+                "hands the machine over to the other host".to_owned()
+            }
+            Notice::SwitchesOver(Switch::Uplink) => {
+                "this host's uplink is gone, and there on the other host: hands the machine over"
+                    .to_owned()
+            }
+            Notice::Stays(why) => {
+                self.report(Report::Stays(why));
+                format!("no switchover: {why}")
+            }
+            Notice::LinkDead => {
+                "the replication path carries nothing any more, though the other host lives"
+                    .to_owned()
+            }
             Notice::ReplicaBroken => "the replica cannot be used".to_owned(),
             Notice::CannotPromote => {
                 "there is nothing whole here to promote, or the arbiter was never reached"

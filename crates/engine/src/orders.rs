@@ -23,6 +23,8 @@ pub(crate) enum Order {
     EndCopy(SessionId),
     /// Pause the guest.
     Freeze,
+    /// End the running epoch as soon as that may be, and let the guest rest from there on.
+    Rest,
     /// Let it go on.
     Thaw,
     /// Make ready to run.

@@ -5,7 +5,7 @@
 mod tests;
 
 use crate::node::Node;
-use romulus_protocol::host::Event;
+use romulus_protocol::{host::Event, lanes::Lane};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::{os::fd::OwnedFd, sync::Arc, time::Duration};
 
@@ -23,8 +23,10 @@ pub(crate) fn run(node: &Arc<Node>, arbiter: &OwnedFd) {
         events.clear();
         {
             let mut paths = node.paths();
-            while let Some((_, beat)) = paths.receive() {
-                events.push(Event::Heartbeat(beat));
+            while let Some((path, beat)) = paths.receive() {
+                // The first path is the link's.
+                let lane = if path == 0 { Lane::Link } else { Lane::Other };
+                events.push(Event::Heartbeat(beat, lane));
             }
         }
         if answered {

@@ -39,6 +39,8 @@ pub struct Settings {
     pub queue: u64,
     /// Memory is locked.
     pub lock_memory: bool,
+    /// Interfaces of this host whose carrier the machine's service needs.
+    pub uplink: Vec<String>,
     /// A guest that resets is started anew, as a computer is; else the machine ends.
     pub reboot: bool,
     /// What tracking the guest's pages costs on this host: for the control law, and to choose the

@@ -67,3 +67,54 @@ fn a_backup_may_go_and_come_back() {
     first.until(LONG, |report| matches!(report, Report::Protected(true)));
     assert!(third.is_backup());
 }
+
+#[test]
+fn a_machine_is_handed_over_and_back_with_all_that_it_had_done() {
+    let Some(bench) = Bench::new() else { return };
+    let first = bench.start(0);
+    first.running(LONG);
+    let second = bench.start(1);
+    let (mut from, mut to) = (&first, &second);
+    let mut term = 0;
+    for _ in 0..2 {
+        from.until(LONG, |report| matches!(report, Report::Protected(true)));
+        let rounds = from.counter();
+        from.switch_over();
+        from.until(LONG, |report| {
+            assert!(!matches!(report, Report::Stays(_)), "{report:?}");
+            matches!(report, Report::Idle)
+        });
+        let (next, taken) = to.running(LONG);
+        assert!(taken && next > term, "term {next} after {term}");
+        term = next;
+        assert_eq!(to.began_whole(), Ok(()));
+        // It rests where it was handed over.
+        let last = rounds();
+        assert!(to.rounds() >= last, "{} of {last} rounds", to.rounds());
+        to.wait_rounds(LONG, last);
+        assert_eq!(rounds(), last, "the guest runs on where it was");
+        std::mem::swap(&mut from, &mut to);
+    }
+    from.until(LONG, |report| matches!(report, Report::Protected(true)));
+    assert!(to.is_backup());
+}
+
+#[test]
+fn a_machine_whose_backup_dies_in_a_switchover_stays() {
+    let Some(bench) = Bench::new() else { return };
+    let first = bench.start(0);
+    first.running(LONG);
+    let mut second = bench.start(1);
+    for _ in 0..3 {
+        first.until(LONG, |report| matches!(report, Report::Protected(true)));
+        first.switch_over();
+        // At whatever step it is: what was handed over is taken back, what only rests goes on.
+        second.vanish();
+        first.until(LONG, |report| matches!(report, Report::Stays(_)));
+        let rounds = first.rounds();
+        first.wait_rounds(LONG, rounds + 1);
+        second = bench.start(1);
+    }
+    first.until(LONG, |report| matches!(report, Report::Protected(true)));
+    assert!(second.is_backup());
+}

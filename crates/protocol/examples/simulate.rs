@@ -27,6 +27,7 @@ fn main() {
     let count = arguments.next().unwrap_or(10_000);
     let began = Instant::now();
     let (mut steps, mut terms, mut takeovers, mut boots) = (0, 0, 0, 0);
+    let (mut switchovers, mut switched) = (0, 0);
     let mut broken: BTreeMap<sim::Broken, Vec<u64>> = BTreeMap::new();
     for seed in first..first + count {
         let outcome = sim::run(seed, Guards::default(), None);
@@ -34,12 +35,14 @@ fn main() {
         terms += outcome.terms;
         takeovers += outcome.takeovers;
         boots += outcome.boots;
+        switchovers += outcome.switchovers;
+        switched += outcome.switched;
         if let Some(what) = outcome.broken {
             broken.entry(what).or_default().push(seed);
         }
     }
     println!(
-        "{count} seeds in {:.1} s: {steps} events, {terms} terms, {takeovers} takeovers, {boots} cold starts",
+        "{count} seeds in {:.1} s: {steps} events, {terms} terms, {takeovers} takeovers, {boots} cold starts, {switchovers} switchovers begun, {switched} done",
         began.elapsed().as_secs_f64()
     );
     for (what, seeds) in &broken {

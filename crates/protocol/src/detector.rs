@@ -21,8 +21,9 @@ mod tests;
 use std::time::Duration;
 
 use crate::guards::{Guard, Guards};
-use crate::heartbeat::{Activity, ECHOES_MAX, Echo, Heartbeat};
-use crate::id::{Generation, Incarnation};
+use crate::heartbeat::{Activity, ECHOES_MAX, Echo, Heartbeat, Uplink};
+use crate::id::Incarnation;
+use crate::lanes::{Lane, Lanes};
 use crate::time::Time;
 use crate::timing::Timing;
 
@@ -57,8 +58,11 @@ pub struct Peer {
     pub activity: Activity,
     /// Whether it last said that it holds whole state.
     pub whole: bool,
-    /// The newest generation it has spoken of.
-    pub generation: Generation,
+    /// What it last said of its uplinks.
+    pub uplink: Uplink,
+    /// Since when it has said that.
+    pub uplink_since: Time,
+    lanes: Lanes,
 }
 
 /// Which proof of life counts.
@@ -151,16 +155,19 @@ impl Detector {
     }
 
     /// A heartbeat arrived. It must be authentic and of this machine.
-    pub fn heard(&mut self, now: Time, beat: &Heartbeat, me: Incarnation) {
+    pub fn heard(&mut self, now: Time, beat: &Heartbeat, lane: Lane, me: Incarnation) {
         let own = self.guards.on(Guard::OwnSendTime);
         let moves = beat.moves || !self.guards.on(Guard::LoopMoves);
         let peer = self.entry(now, beat.from);
         peer.heard = now;
-        peer.generation = peer.generation.max(beat.generation);
+        peer.lanes.heard(now, lane);
         if beat.sent > peer.newest {
             peer.newest = beat.sent;
             peer.activity = beat.activity;
             peer.whole = beat.whole;
+            if beat.uplink != peer.uplink {
+                (peer.uplink, peer.uplink_since) = (beat.uplink, now);
+            }
         }
         if !moves {
             return;
@@ -187,7 +194,33 @@ impl Detector {
 
     /// The connection to `incarnation` opened or closed.
     pub fn connection(&mut self, now: Time, incarnation: Incarnation, open: bool) {
-        self.entry(now, incarnation).closed = !open;
+        let peer = self.entry(now, incarnation);
+        peer.closed = !open;
+        peer.lanes.link(now, open);
+    }
+
+    /// A message came over the link with `incarnation`.
+    pub fn link_moved(&mut self, now: Time, incarnation: Incarnation) {
+        if let Some(peer) = self.peers.iter_mut().find(|p| p.incarnation == incarnation) {
+            peer.lanes.link_moved(now);
+        }
+    }
+
+    /// Whose link carries nothing any more although its host lives (see [`crate::lanes`]). Each is
+    /// told once.
+    pub fn dead_link(&mut self, now: Time) -> Option<Incarnation> {
+        if !self.drained || !self.guards.on(Guard::SilentLane) {
+            return None;
+        }
+        let dead = self.peers.iter().find(|peer| {
+            let since = peer.lanes.silent_since(now, self.t_b);
+            since.is_some_and(|since| {
+                now.since(since).saturating_sub(self.late_since(since)) >= self.t_b * 2
+            })
+        })?;
+        let incarnation = dead.incarnation;
+        self.entry(now, incarnation).lanes.link(now, false);
+        Some(incarnation)
     }
 
     /// When a heartbeat is due.
@@ -307,7 +340,9 @@ impl Detector {
                 closed: false,
                 activity: Activity::Waiting,
                 whole: false,
-                generation: Generation(0),
+                uplink: Uplink::default(),
+                uplink_since: now,
+                lanes: Lanes::default(),
             });
             self.peers.len() - 1
         });
@@ -355,12 +390,15 @@ impl Detector {
             clocks.of(peer.incarnation, &mut peer.newest);
             let of = peer.incarnation;
             peer.moving.iter_mut().for_each(|t| clocks.of(of, t));
+            // Nobody watches an uplink in the model.
+            peer.uplink_since = Time(0);
+            peer.lanes.rebase(clocks);
             if clocks.is_warm() {
                 peer.heard = crate::model::NOW;
             }
             if clocks.is_coarse() {
                 // Each heartbeat is newer than the one before.
-                (peer.newest, peer.generation) = (Time(0), Generation(0));
+                peer.newest = Time(0);
             }
         }
         self.peers

@@ -107,6 +107,28 @@ guards! {
     ModeOfSession,
     /// Heartbeats go over every path there is.
     EveryPath,
+    /// A link whose path is silent while others are heard is given up.
+    SilentLane,
+    /// Only a protected machine is switched over.
+    SwitchProtected,
+    /// The guest rests from the epoch on that is its last before a switchover.
+    SwitchAtRest,
+    /// The runner yields only when the epoch is committed with which its guest came to rest.
+    SwitchCommitted,
+    /// A runner freezes before it yields: it then goes on only after a claim that it won.
+    SwitchFreezes,
+    /// A rest that leads nowhere ends: the session is lost, or patience is.
+    SwitchGivesUp,
+    /// A runner that has yielded claims when the heir does not.
+    SwitchTakesBack,
+    /// A yield counts only in the session that filled the replica.
+    YieldOfSession,
+    /// A gone uplink is a reason to switch over only if the other side has a better one.
+    UplinkThere,
+    /// An uplink counts as gone, or as there, only when it has been so for `t_uplink`.
+    UplinkSteady,
+    /// No switchover for an uplink within `t_hold` of the term's beginning or the last attempt.
+    UplinkHold,
 }
 
 /// The guards in force: all of them, except in a weakened protocol.

@@ -16,6 +16,28 @@ pub enum Activity {
     Frozen,
 }
 
+/// How many of a host's uplinks carry the machine's service: what connects its bridge to the
+/// world. A host that watches none says `0 of 0`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Uplink {
+    /// How many of them have a carrier.
+    pub up: u8,
+    /// How many there are.
+    pub of: u8,
+}
+
+impl Uplink {
+    /// Whether any is watched.
+    pub fn is_watched(self) -> bool {
+        self.of > 0
+    }
+
+    /// How many are gone.
+    pub fn missing(self) -> u8 {
+        self.of.saturating_sub(self.up)
+    }
+}
+
 /// "I had this of you": the newest send time of a partner's heartbeats.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Echo {
@@ -43,6 +65,8 @@ pub struct Heartbeat {
     pub activity: Activity,
     /// Whether it holds whole state: a machine that ran, or a whole replica.
     pub whole: bool,
+    /// The sender's uplinks.
+    pub uplink: Uplink,
     /// The record's generation as far as the sender knows.
     pub generation: Generation,
     /// What the sender vouches for, at most [`ECHOES_MAX`]. A frozen sender vouches for nobody.

@@ -8,7 +8,7 @@
 //! | --- | --- |
 //! | [`record`], [`arbiter`] | the arbiter's record, its changes, and its keeper |
 //! | [`host`] | one process of one machine: waiting, backup, frozen, primary |
-//! | [`detector`], [`timing`] | heartbeats, ages, time-outs and their inequalities |
+//! | [`detector`], [`lanes`], [`timing`] | heartbeats, ages, time-outs and their inequalities |
 //! | [`control`] | when an epoch ends |
 //! | [`sidecar`] | the note beside each disk that cold starts need |
 //! | [`wire`] | messages as bytes |
@@ -20,6 +20,7 @@ mod guards;
 pub mod heartbeat;
 pub mod host;
 pub mod id;
+pub mod lanes;
 pub mod message;
 #[cfg(test)]
 mod model;

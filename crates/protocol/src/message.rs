@@ -176,6 +176,9 @@ pub enum Message {
     Tried(SessionId),
     /// This session is over.
     Bye(SessionId),
+    /// The runner has come to rest in this session's newest commit and is frozen: the heir may
+    /// claim at once.
+    Yield(SessionId),
     /// The guest was stopped on purpose: never resurrect it.
     Stopped,
 }

@@ -31,6 +31,11 @@ pub struct Timing {
     pub retry: Duration,
     /// From one read of the record to the next when all is quiet.
     pub poll: Duration,
+    /// For how long an uplink must be gone here, and there on the other side, before the machine
+    /// is switched over for it.
+    pub t_uplink: Duration,
+    /// No second such switchover within this time.
+    pub t_hold: Duration,
     /// ρ: how much faster or slower than true time a clock may run, in parts per million.
     pub rho_ppm: u32,
 }
@@ -50,6 +55,8 @@ impl Default for Timing {
             stall: ms(50),
             retry: ms(50),
             poll: ms(500),
+            t_uplink: ms(200),
+            t_hold: ms(10_000),
             rho_ppm: 500,
         }
     }
@@ -123,6 +130,8 @@ impl Timing {
             ("the stall limit", self.stall),
             ("the retry interval", self.retry),
             ("the poll interval", self.poll),
+            ("t_uplink", self.t_uplink),
+            ("t_hold", self.t_hold),
         ];
         if let Some((name, _)) = all.iter().find(|(_, d)| d.is_zero()) {
             return Err(TimingError::Zero(name));
@@ -159,6 +168,7 @@ impl Timing {
             (self.stall <= self.t_b, "the stall limit", "T_b"),
             (self.t_b_max <= self.t_c, "the highest T_b", "T_c"),
             (self.t_b_max <= self.t_cold, "the highest T_b", "T_cold"),
+            (self.t_uplink <= self.t_hold, "t_uplink", "t_hold"),
         ];
         match ordered.iter().find(|(holds, ..)| !holds) {
             Some(&(_, first, second)) => Err(TimingError::Order(first, second)),

@@ -32,6 +32,7 @@ pub(crate) enum Command {
     Console(Console),
     Status(Status),
     Promote(Promote),
+    Switchover(Switchover),
     Reload(Reload),
     Pair(Pair),
     Create(Create),
@@ -132,6 +133,22 @@ pub(crate) struct Promote {
     /// Confirm that newer state may be lost.
     #[arg(long, required = true)]
     pub(crate) accept_loss: bool,
+}
+
+/// Hand a protected machine over to the other host, on purpose and without loss.
+///
+/// To be asked on the host that runs it. The guest rests for as long as its last checkpoint takes and goes on at the
+/// other host; this one then becomes the backup. Where anything is in the way the machine stays here.
+///
+/// Exits with 0 when the other host runs the machine, 1 when it stayed, with the reason, 15 when no such machine runs.
+#[derive(Debug, Args)]
+#[command(
+    after_long_help = "Examples:\n  romulus switchover registrar\n  romulus switchover registrar && romulus stop registrar    # maintenance of this host"
+)]
+pub(crate) struct Switchover {
+    /// The machine's name, or its file.
+    #[arg(value_name = "NAME|FILE")]
+    pub(crate) machine: String,
 }
 
 /// Let a protected machine's process read its file again.

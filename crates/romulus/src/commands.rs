@@ -60,6 +60,14 @@ pub(crate) fn promote(args: &cli::Promote) -> Result<Code, Failure> {
     Ok(Code::Done)
 }
 
+/// `romulus switchover`.
+pub(crate) fn switchover(args: &cli::Switchover) -> Result<Code, Failure> {
+    let name = machine_name(&args.machine)?;
+    Client::new(&RuntimeDir::of_user()?, &name)?.switchover()?;
+    println!("machine {name}: the other host runs it, this one becomes its backup");
+    Ok(Code::Done)
+}
+
 /// `romulus reload`.
 pub(crate) fn reload(args: &cli::Reload) -> Result<Code, Failure> {
     let name = machine_name(&args.machine)?;

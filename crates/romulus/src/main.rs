@@ -46,6 +46,7 @@ fn dispatch(command: &Command) -> Result<Code, Failure> {
         Command::Console(args) => commands::console(args),
         Command::Status(args) => commands::status(args),
         Command::Promote(args) => commands::promote(args),
+        Command::Switchover(args) => commands::switchover(args),
         Command::Reload(args) => commands::reload(args),
         Command::Pair(args) => pair::pair(args),
         Command::Create(args) => create::create(args),

@@ -152,6 +152,21 @@ fn cover(protection: &Protection, line: &mut impl FnMut(&str, String)) {
         "NOT connected"
     };
     line("partner", format!("{}, {reached}", protection.partner_host));
+    if !protection.uplinks.is_empty() {
+        let here = protection.uplinks.iter().map(|uplink| {
+            let state = if uplink.up { "up" } else { "DOWN" };
+            format!("{} {state}", uplink.interface)
+        });
+        let there = protection.partner_uplinks.map_or_else(
+            || "unknown".to_owned(),
+            |n| format!("{} of {} up", n.up, n.of),
+        );
+        let here = here.collect::<Vec<_>>().join(", ");
+        line(
+            "uplink",
+            format!("{here}; on {}: {there}", protection.partner_host),
+        );
+    }
     if let Some(copied) = protection.copied {
         // A share of pages; nobody has so many that a hundredfold overflows.
         let percent = copied.done.saturating_mul(100) / copied.all.max(1);

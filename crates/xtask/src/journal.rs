@@ -1,27 +1,25 @@
-//! What of a long run is done, a line each as soon as it ended, so that a run that was broken off can go on.
+//! What was run, a line each as soon as it ended, so that a run that was broken off can go on.
 
+use crate::{compile::target_folder, report};
 use anyhow::{Context as _, Result};
 use serde::{Serialize, de::DeserializeOwned};
 use std::{
     fs::{self, File},
     io::Write as _,
-    marker::PhantomData,
     path::{Path, PathBuf},
 };
 
-/// The file with all entries, which are of one type.
+/// The file with all entries.
 #[derive(Debug, Clone)]
-pub(crate) struct Journal<E> {
+pub(crate) struct Journal {
     path: PathBuf,
-    entry: PhantomData<fn(E) -> E>,
 }
 
-impl<E: Serialize + DeserializeOwned> Journal<E> {
+impl Journal {
     /// The journal at `path`, which need not be there yet.
     pub(crate) fn new(path: &Path) -> Self {
         Self {
             path: path.to_owned(),
-            entry: PhantomData,
         }
     }
 
@@ -29,7 +27,7 @@ impl<E: Serialize + DeserializeOwned> Journal<E> {
     ///
     /// # Errors
     /// The file can't be written.
-    pub(crate) fn add(&self, entry: &E) -> Result<()> {
+    pub(crate) fn add<T: Serialize>(&self, entry: &T) -> Result<()> {
         let mut line = serde_json::to_string(entry)?;
         line.push('\n');
         let write = || {
@@ -40,14 +38,29 @@ impl<E: Serialize + DeserializeOwned> Journal<E> {
         write().with_context(|| format!("writing {}", self.path.display()))
     }
 
+    /// Where it is.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Ends it: the next run of the same command begins anew.
+    ///
+    /// # Errors
+    /// It can't be renamed.
+    pub(crate) fn close(&self) -> Result<()> {
+        let done = self.path.with_extension("done.jsonl");
+        fs::rename(&self.path, &done).with_context(|| format!("renaming {}", self.path.display()))
+    }
+
     /// All entries. A line that was not finished is no entry.
     ///
     /// # Errors
     /// The file is there and can't be read.
-    pub(crate) fn entries(&self) -> Result<Vec<E>> {
+    pub(crate) fn entries<T: DeserializeOwned>(&self) -> Result<Vec<T>> {
         if !self.path.try_exists()? {
             return Ok(Vec::new());
         }
+        // Bytes: what was broken off may end within a character.
         let text =
             fs::read(&self.path).with_context(|| format!("reading {}", self.path.display()))?;
         Ok(text
@@ -57,34 +70,48 @@ impl<E: Serialize + DeserializeOwned> Journal<E> {
     }
 }
 
+/// The journal of a whole run, `what` it is of. It is of this version of the sources alone: what another one did is no part of it.
+///
+/// # Errors
+/// Its folder can't be made.
+pub(crate) fn of_run(what: &str, seed: u64) -> Result<Journal> {
+    let folder = target_folder().join("test-full");
+    fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))?;
+    let name = format!("{what}-{}-seed-{seed}.jsonl", report::commit());
+    Ok(Journal::new(&folder.join(name)))
+}
+
 #[cfg(test)]
 mod tests {
     use super::Journal;
-    use serde::{Deserialize, Serialize};
+    use crate::scenarios::table::{Entry, Job};
     use std::{fs::File, io::Write as _};
-
-    #[derive(Debug, PartialEq, Serialize, Deserialize)]
-    struct Entry {
-        seed: u64,
-        gap_ms: f64,
-        remark: String,
-    }
 
     #[test]
     fn what_was_written_is_read_and_half_a_line_is_nothing() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("journal");
         let journal = Journal::new(&path);
-        assert_eq!(journal.entries().unwrap(), []);
+        assert_eq!(journal.entries::<Entry>().unwrap(), []);
         let entry = Entry {
+            job: Job {
+                row: "cut".into(),
+                round: 2,
+            },
             seed: u64::MAX,
+            passed: true,
+            wrong: 0,
+            takeovers: 1,
+            answered: 99,
             gap_ms: 640.5,
+            seconds: 12.5,
             remark: "\"odd\"\n".into(),
         };
         journal.add(&entry).unwrap();
         let mut file = File::options().append(true).open(&path).unwrap();
-        // Half a line, which ends within a character.
-        file.write_all(b"{\"seed\":1,\"remark\":\"\xc3").unwrap();
-        assert_eq!(journal.entries().unwrap(), [entry]);
+        file.write_all(b"{\"row\":\"hang\xc3").unwrap();
+        assert_eq!(journal.entries::<Entry>().unwrap(), [entry]);
+        journal.close().unwrap();
+        assert_eq!(journal.entries::<Entry>().unwrap(), []);
     }
 }

@@ -68,6 +68,9 @@ pub(crate) struct Protection {
     /// How far it stretches while the guest writes without output.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) epoch_longest: Option<String>,
+    /// Interfaces whose carrier the service needs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) uplink: Option<Vec<String>>,
     /// The silence that a cold start needs.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) t_cold: Option<String>,

@@ -116,6 +116,7 @@ impl<'lab> Pair<'lab> {
             t_b_max: None,
             epoch_shortest: None,
             epoch_longest: None,
+            uplink: None,
             t_cold: None,
             hosts: [1, 2].map(|n: usize| {
                 let host = lab.host(n);
@@ -297,6 +298,34 @@ impl<'lab> Pair<'lab> {
         let protection = self.file.protection.as_mut();
         protection.context("the machine is not protected")?.mode = Some(mode.to_owned());
         Ok(())
+    }
+
+    /// Hands the machine over from the host that runs it, as an operator does.
+    ///
+    /// # Errors
+    /// It stays.
+    pub(crate) fn switch_over(&self, side: usize) -> Result<()> {
+        let host = self.sides[side].host;
+        let output = host.run(&[ROMULUS, "switchover", &self.file.name])?;
+        ensure!(
+            output.status.success(),
+            "`romulus switchover` on {} ended with {}: {}",
+            host.name(),
+            output.status,
+            String::from_utf8_lossy(&output.stderr).trim()
+        );
+        Ok(())
+    }
+
+    /// How many uplinks are up on a host, and on the other one as far as that host knows.
+    ///
+    /// # Errors
+    /// It does not say.
+    pub(crate) fn uplinks(&self, side: usize) -> Result<(usize, Option<u8>)> {
+        let status = self.status(side)?.context("the host says nothing")?;
+        let cover = status.cover().context("the machine is not protected")?;
+        let here = cover.uplinks.iter().filter(|uplink| uplink.up).count();
+        Ok((here, cover.partner_uplinks.map(|there| there.up)))
     }
 
     /// The host that runs the machine, of those that have power; `None` if none does at the moment.

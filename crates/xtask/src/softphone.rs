@@ -154,6 +154,19 @@ impl Softphone {
         }
     }
 
+    /// Waits until it is registered.
+    ///
+    /// # Errors
+    /// It is not in time.
+    pub(crate) fn wait_registered(&mut self, limit: Duration) -> Result<()> {
+        let mut last = String::new();
+        process::poll(limit, LOOK, || {
+            last = self.command("reginfo", "")?;
+            Ok(registered(&last).then_some(()))
+        })?
+        .with_context(|| format!("{} does not register: {}", self.name, last.trim()))
+    }
+
     /// Calls a user of the same server.
     ///
     /// # Errors
@@ -305,6 +318,12 @@ fn netstring(input: &mut Vec<u8>) -> Result<Option<Vec<u8>>> {
     Ok(Some(message))
 }
 
+/// Whether what `reginfo` prints is of a registered user: `> AOR OK Expires …`, with colours.
+fn registered(text: &str) -> bool {
+    text.lines()
+        .any(|line| line.starts_with('>') && line.contains("OK "))
+}
+
 /// Reads what `audio_debug` prints; `None` if it is of no stream.
 fn audio(text: &str) -> Option<Audio> {
     let receiving = text.split_once("\n rx:")?.1;
@@ -317,7 +336,7 @@ fn audio(text: &str) -> Option<Audio> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Audio, audio, netstring, tone};
+    use super::{Audio, audio, netstring, registered, tone};
 
     #[test]
     fn netstrings_come_in_pieces_and_together() {
@@ -331,6 +350,18 @@ mod tests {
         assert!(netstring(&mut b"x:abc,".to_vec()).is_err());
         assert!(netstring(&mut b"no length at all".to_vec()).is_err());
         assert!(netstring(&mut b"99999999:".to_vec()).is_err());
+    }
+
+    #[test]
+    fn only_a_registered_user_is_registered() {
+        let text = |state| {
+            format!(
+                "\n--- User Agents (1) ---\n> sip:a@192.0.2.100   \u{1b}[{state} \u{1b}[;m  Expires 600s\n\n"
+            )
+        };
+        assert!(registered(&text("32mOK")));
+        assert!(!registered(&text("33mzzz")));
+        assert!(!registered(&text("31mERR")));
     }
 
     #[test]

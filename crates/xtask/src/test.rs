@@ -36,13 +36,15 @@ pub(crate) struct Args {
 /// How the fault table is played.
 #[derive(clap::Args)]
 struct TableArgs {
-    /// The whole fault table, and each of its rows several times; a run that was broken off goes on where it was
+    /// The whole fault table, and each of its rows and of the scenarios several times; a run that was broken off goes on
+    /// where it was
     #[arg(long)]
     full: bool,
-    /// With --full: how many times each row is played
+    /// With --full: how many times each row is played and each scenario run
     #[arg(long, default_value_t = 3, value_name = "N", requires = "full", value_parser = clap::value_parser!(u32).range(1..))]
     repeat: u32,
-    /// Where the random moments of faults come from: the same number, the same moments
+    /// Where the random moments of faults, and with --full the order of scenarios, come from: the same number, the same
+    /// moments
     #[arg(long, default_value_t = 1, value_name = "NUMBER")]
     seed: u64,
     /// With --full: print the fault table's counts as one JSON object on standard output, and nothing else there
@@ -101,7 +103,15 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         check.run(&mut tally);
     }
     if !scenarios.is_empty() {
-        lab_stage::run(&scenarios, args.jobs.max(1), &mut tally)?;
+        let plan = lab_stage::Plan {
+            scenarios,
+            jobs: args.jobs.max(1),
+            rounds: args
+                .table
+                .full
+                .then_some((args.table.repeat, args.table.seed)),
+        };
+        lab_stage::run(&plan, &mut tally)?;
     }
     if !rows.is_empty() {
         let plan = Plan {

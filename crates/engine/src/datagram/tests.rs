@@ -1,7 +1,7 @@
 use std::net::UdpSocket;
 use std::time::Duration;
 
-use romulus_protocol::heartbeat::{Activity, Echo};
+use romulus_protocol::heartbeat::{Activity, Echo, Uplink};
 use romulus_protocol::id::{Generation, Incarnation, MachineId};
 use romulus_protocol::time::Time;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -22,6 +22,7 @@ fn beat(sent: u64) -> Heartbeat {
         moves: true,
         activity: Activity::Primary,
         whole: true,
+        uplink: Uplink { up: 1, of: 2 },
         generation: Generation(3),
         echoes: vec![Echo {
             of: me,

@@ -1,6 +1,6 @@
 //! The machine's lives on this host: made, started, frozen, ended.
 
-use super::{Driver, Flow};
+use super::{Driver, Flow, Rest};
 use crate::{Ended, Report, backup::InFlight, clock, orders::Order};
 use romulus_machine::{Error, Exit, Machine, Paused};
 use romulus_protocol::{
@@ -100,6 +100,7 @@ impl Driver {
 
     /// Runs: the record says so.
     pub(super) fn start(&mut self, source: Source, term: Term) -> Result<(), Error> {
+        self.rest = Rest::No;
         let (paused, taken_over) = match (source, std::mem::take(&mut self.held)) {
             (Source::Replica { .. }, Held::Ready(paused)) => (paused, true),
             (Source::Cold | Source::Paused, Held::Paused(paused)) => (paused, false),
@@ -204,6 +205,7 @@ impl Driver {
 
     /// Pauses the guest and keeps everything.
     pub(super) fn freeze(&mut self) -> Result<(), Error> {
+        self.rest = Rest::No;
         self.held = match std::mem::take(&mut self.held) {
             Held::Running(machine) => Held::Paused(machine.pause()?),
             held => held,
@@ -211,12 +213,23 @@ impl Driver {
         Ok(())
     }
 
-    /// Lets a frozen guest go on.
+    /// Lets a guest that rests, or is frozen, go on.
     pub(super) fn thaw(&mut self) -> Result<(), Error> {
+        let rest = std::mem::replace(&mut self.rest, Rest::No);
+        if self.reset {
+            // It was started anew meanwhile, and waits for another reason.
+            return Ok(());
+        }
         self.held = match std::mem::take(&mut self.held) {
             Held::Paused(paused) => Held::Running(paused.resume()?),
             held => held,
         };
+        if let Rest::Rests(mut ended) = rest
+            && let Held::Running(machine) = std::mem::take(&mut self.held)
+        {
+            ended.rested_until(clock::now());
+            self.runs_on(machine, &ended);
+        }
         Ok(())
     }
 }

@@ -124,6 +124,7 @@ fn settings(state: &Path) -> Settings {
         shadow: 1 << 20,
         queue: 1 << 20,
         lock_memory: false,
+        uplink: Vec::new(),
         reboot: true,
         tracking: TrackingCosts {
             first_write: Duration::from_micros(1),

@@ -70,6 +70,7 @@ fn the_guest_goes_on_only_when_its_epochs_end_is_known() {
                 &WarmPages::new(&memory, 4, 64),
                 Staging::new(64),
                 &full_copy,
+                false,
             )
             .unwrap()
         });
@@ -125,7 +126,7 @@ fn an_epoch_leaves_out_what_the_full_copy_will_read_and_what_changes_all_the_tim
         until("the guest does not run", || {
             (tiny.rounds(&memory, 0) > rounds + 1).then_some(())
         });
-        let (resumed, _) = epoch::seal(
+        let (after, _) = epoch::seal(
             machine.take().unwrap(),
             &world.node,
             &output,
@@ -134,8 +135,12 @@ fn an_epoch_leaves_out_what_the_full_copy_will_read_and_what_changes_all_the_tim
             warm,
             Staging::new(64),
             &full_copy,
+            false,
         )
         .unwrap();
+        let epoch::After::Runs(resumed) = after else {
+            panic!("it was not to rest");
+        };
         machine = Some(resumed);
         let staging = world.node.spare().unwrap();
         staging.page_numbers().to_vec()

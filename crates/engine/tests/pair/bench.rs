@@ -255,6 +255,7 @@ impl Bench {
             shadow: 64 << 20,
             queue: 1 << 20,
             lock_memory: false,
+            uplink: Vec::new(),
             reboot: true,
             tracking: romulus_machine::tracking_costs().unwrap(),
         };
@@ -367,6 +368,21 @@ impl Life {
         let memory = self.builder.memory.lock().unwrap();
         let memory = memory.as_ref().expect("a machine was made");
         self.builder.tiny.rounds(memory, 0)
+    }
+
+    /// Counts the rounds of the guest whose memory was made last, also when another is made.
+    #[allow(dead_code, reason = "each test uses its part")]
+    pub(crate) fn counter(&self) -> impl Fn() -> u64 + use<> {
+        let memory = self.builder.memory.lock().unwrap();
+        let memory = memory.clone().expect("a machine was made");
+        let tiny = self.builder.tiny.clone();
+        move || tiny.rounds(&memory, 0)
+    }
+
+    /// The operator's switchover.
+    #[allow(dead_code, reason = "each test uses its part")]
+    pub(crate) fn switch_over(&self) {
+        self.engine.switch_over();
     }
 
     /// Waits until the guest has gone beyond `rounds`.

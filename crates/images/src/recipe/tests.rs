@@ -136,10 +136,12 @@ fn a_wheel_needs_whole_digests() {
     let digest = "0a".repeat(32);
     let recipe = read(&format!("{GOOD}{}", wheel(&digest))).unwrap();
     assert_eq!(recipe.wheels[0].sha256, [digest]);
-    assert_eq!(
-        error(&wheel("0A")),
-        ":6: wheel.sha256: \"0A\" must be 64 digits 0-9 a-f"
-    );
+    for wrong in ["0a", &"0A".repeat(32)] {
+        assert_eq!(
+            error(&wheel(wrong)),
+            format!(":6: wheel.sha256: \"{wrong}\" must be 64 digits 0-9 a-f")
+        );
+    }
     assert!(error(&wheel("").replace("[\"\"]", "[]")).starts_with(":6: wheel.sha256: needs"));
 }
 

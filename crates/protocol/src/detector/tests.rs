@@ -1,7 +1,7 @@
 //! Each rule of DESIGN's "Detection" by itself.
 
 use super::*;
-use crate::id::MachineId;
+use crate::id::{Generation, MachineId};
 
 const MS: Duration = Duration::from_millis(1);
 
@@ -30,6 +30,7 @@ fn beat(sent: u64, echo: Option<Time>) -> Heartbeat {
         moves: true,
         activity: Activity::Backup,
         whole: true,
+        uplink: Uplink::default(),
         generation: Generation(1),
         echoes: echo
             .map(|sent| Echo { of: me(), sent })
@@ -55,7 +56,7 @@ fn run(detector: &mut Detector, from: u64, until: u64) {
 #[test]
 fn a_late_echo_is_not_fresh() {
     let mut detector = quiet(96);
-    detector.heard(at(96), &beat(1, Some(at(10))), me());
+    detector.heard(at(96), &beat(1, Some(at(10))), Lane::Link, me());
     assert_eq!(
         detector.pass_until(other()),
         Some(at(80)),
@@ -66,14 +67,14 @@ fn a_late_echo_is_not_fresh() {
         "86 ms old, whenever it came"
     );
     // An echo from the future buys no time.
-    detector.heard(at(96), &beat(2, Some(at(5000))), me());
+    detector.heard(at(96), &beat(2, Some(at(5000))), Lane::Link, me());
     assert_eq!(detector.pass_until(other()), Some(at(96 + 70)));
 }
 
 #[test]
 fn the_backup_counts_from_when_it_last_vouched() {
     let mut detector = quiet(96);
-    detector.heard(at(96), &beat(1, Some(at(2))), me());
+    detector.heard(at(96), &beat(1, Some(at(2))), Lane::Link, me());
     run(&mut detector, 104, 192);
     assert!(
         !detector.runner_failed(at(195), other(), true),
@@ -82,21 +83,21 @@ fn the_backup_counts_from_when_it_last_vouched() {
     run(&mut detector, 200, 200);
     assert!(detector.runner_failed(at(200), other(), true));
     // A duplicate renews nothing.
-    detector.heard(at(200), &beat(1, Some(at(2))), me());
+    detector.heard(at(200), &beat(1, Some(at(2))), Lane::Link, me());
     assert!(detector.runner_failed(at(200), other(), true));
 }
 
 #[test]
 fn a_runner_whose_loop_stalls_is_as_good_as_silent() {
     let mut detector = quiet(8);
-    detector.heard(at(8), &beat(1, Some(at(8))), me());
+    detector.heard(at(8), &beat(1, Some(at(8))), Lane::Link, me());
     for ms in (16..=120).step_by(8) {
         run(&mut detector, ms, ms);
         let stalled = Heartbeat {
             moves: false,
             ..beat(ms, Some(at(ms)))
         };
-        detector.heard(at(ms), &stalled, me());
+        detector.heard(at(ms), &stalled, Lane::Link, me());
     }
     assert!(detector.runner_failed(at(120), other(), true));
 }
@@ -104,7 +105,7 @@ fn a_runner_whose_loop_stalls_is_as_good_as_silent() {
 #[test]
 fn our_own_lateness_does_not_count_and_the_sockets_come_first() {
     let mut detector = quiet(8);
-    detector.heard(at(8), &beat(1, Some(at(8))), me());
+    detector.heard(at(8), &beat(1, Some(at(8))), Lane::Link, me());
     // The host stands still for two seconds.
     detector.tick(at(2008), false);
     detector.loop_turned(at(2008));
@@ -114,7 +115,7 @@ fn our_own_lateness_does_not_count_and_the_sockets_come_first() {
         "unread sockets"
     );
     // What waited there is from just before the gap.
-    detector.heard(at(2008), &beat(2, Some(at(9))), me());
+    detector.heard(at(2008), &beat(2, Some(at(9))), Lane::Link, me());
     detector.tick(at(2009), true);
     assert!(!detector.heir_failed(at(2009), other()));
     assert_eq!(
@@ -132,7 +133,7 @@ fn our_own_lateness_does_not_count_and_the_sockets_come_first() {
 #[test]
 fn a_host_whose_own_loop_stalls_says_nothing_of_others() {
     let mut detector = quiet(8);
-    detector.heard(at(8), &beat(1, Some(at(8))), me());
+    detector.heard(at(8), &beat(1, Some(at(8))), Lane::Link, me());
     for ms in (16..=200).step_by(8) {
         detector.tick(at(ms), true);
     }
@@ -148,7 +149,7 @@ fn a_host_whose_own_loop_stalls_says_nothing_of_others() {
 #[test]
 fn a_closed_connection_shortens_the_wait_where_all_is_held() {
     let mut detector = quiet(8);
-    detector.heard(at(8), &beat(1, Some(at(8))), me());
+    detector.heard(at(8), &beat(1, Some(at(8))), Lane::Link, me());
     detector.connection(at(10), other(), false);
     run(&mut detector, 16, 40);
     assert!(detector.runner_failed(at(40), other(), false));
@@ -185,7 +186,7 @@ fn what_is_remembered_is_bounded() {
             from: incarnation(n),
             ..beat(1, None)
         };
-        detector.heard(at(9), &stranger, me());
+        detector.heard(at(9), &stranger, Lane::Link, me());
     }
     assert_eq!(detector.peers().count(), PEERS_MAX);
     let say = Heartbeat {

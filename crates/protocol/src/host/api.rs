@@ -3,8 +3,9 @@
 use std::time::Duration;
 
 use crate::arbiter::{Answer, Request};
-use crate::heartbeat::Heartbeat;
+use crate::heartbeat::{Heartbeat, Uplink};
 use crate::id::{Epoch, Incarnation, MachineId, SessionId, Term};
+use crate::lanes::Lane;
 use crate::message::Message;
 use crate::record::{Record, Refusal};
 use crate::sidecar::Sidecar;
@@ -36,8 +37,8 @@ pub enum Event {
     },
     /// The epoch loop (on a backup: the loop that receives) went round.
     LoopTurned,
-    /// An authentic heartbeat arrived.
-    Heartbeat(Heartbeat),
+    /// An authentic heartbeat arrived, by this way.
+    Heartbeat(Heartbeat, Lane),
     /// An authentic answer of the arbiter arrived.
     Arbiter(Answer),
     /// There is a link to this incarnation, both ends authenticated, their [`Message::Hello`]s
@@ -72,6 +73,10 @@ pub enum Event {
     Stop,
     /// The operator said `promote --accept-loss`.
     Promote,
+    /// The operator said `switchover`.
+    Switchover,
+    /// The edge has looked at this host's uplinks. To be told at the start and at every change.
+    Uplink(Uplink),
     /// The machine is to have another mode: whether some output is not held. The engine closes its links, so that no session
     /// goes on in the old one, and opens none before [`Action::Mode`] says that it has the new one.
     Mode {
@@ -91,6 +96,8 @@ pub struct Sealed {
     pub released_through: Epoch,
     /// The number of the first frame from the tap that the guest had not taken.
     pub rx_next: u64,
+    /// The guest rests since, as [`Action::Rest`] wanted: the next epoch has no instruction yet.
+    pub rests: bool,
 }
 
 /// From what a machine starts.
@@ -130,6 +137,9 @@ pub enum Action {
         /// The message.
         message: Message,
     },
+    /// Close the link to this incarnation: its path carries nothing any more. [`Event::Closed`]
+    /// follows.
+    CloseLink(Incarnation),
     /// What may leave from now on.
     Permit(Permit),
     /// Begin the full copy of this session, and end epochs from now on.
@@ -138,7 +148,11 @@ pub enum Action {
     EndCopy(SessionId),
     /// Pause the guest; apply no more checkpoints. Everything is kept.
     Freeze,
-    /// The guest goes on, in the same term. (Only a weakened protocol takes a freeze back.)
+    /// For a switchover: end the running epoch as soon as [`super::Host::may_seal`] allows it, let
+    /// the guest rest from there on, and say so with [`Sealed::rests`].
+    Rest,
+    /// The guest goes on, in the same term: it need not rest any more. (Only a weakened protocol
+    /// takes a freeze back.)
     Thaw,
     /// Load the state into the prepared machine, and say [`Event::Loaded`]. Nothing runs yet.
     /// Whatever checkpoint was reported is to be applied first.
@@ -200,10 +214,47 @@ pub enum Notice {
     },
     /// This host freezes and claims the record.
     Claims,
+    /// The runner begins to hand the machine over to the other host.
+    SwitchesOver(Switch),
+    /// A switchover that was asked for, or begun, came to nothing: the machine stays where it is.
+    Stays(Stays),
+    /// The link's path carries nothing any more, though the other host lives: it is given up.
+    LinkDead,
     /// The replica cannot be used.
     ReplicaBroken,
     /// There is nothing whole here to promote, or the arbiter was never reached.
     CannotPromote,
+}
+
+/// Why a machine is switched over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Switch {
+    /// The operator asked for it.
+    Operator,
+    /// This host's uplink is gone, and there on the other side.
+    Uplink,
+}
+
+/// Why a machine stays where it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, thiserror::Error)]
+pub enum Stays {
+    /// It does not run here.
+    #[error("the machine does not run on this host now; ask on the host that runs it")]
+    NotHere,
+    /// The other host could not go on from where it is.
+    #[error(
+        "the machine is not protected now: the other host has no whole replica that it could go on from"
+    )]
+    NotProtected,
+    /// It is being stopped.
+    #[error("the machine is being stopped")]
+    Ends,
+    /// The last epoch was not committed in time, or the session ended.
+    #[error("the other host did not take the last checkpoint in time; the machine runs on here")]
+    NoCommit,
+    /// The other host did not start it.
+    #[error("the other host did not start the machine; it runs on here")]
+    NotTaken,
 }
 
 /// A role's name.
@@ -242,4 +293,8 @@ pub struct Status {
     pub t_b: Duration,
     /// Whether the arbiter answers.
     pub arbiter_answers: bool,
+    /// This host's uplinks.
+    pub uplink: Uplink,
+    /// The other host's, as far as it has told: the heir's on the runner, else the runner's.
+    pub partner_uplink: Option<Uplink>,
 }

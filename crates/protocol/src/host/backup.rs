@@ -40,6 +40,8 @@ pub(super) struct Replica {
     flows: bool,
     /// Whether the runner may pass output before its commit while this session lasts.
     unheld: bool,
+    /// The runner has come to rest and freezes: its silence need not be waited for.
+    pub(super) yielded: bool,
 }
 
 impl Replica {
@@ -52,6 +54,7 @@ impl Replica {
             stage: Stage::Preparing,
             flows: true,
             unheld,
+            yielded: false,
         }
     }
 
@@ -103,7 +106,8 @@ impl Host {
             // The replica must be the one that this runner filled and named.
             Phase::Running => {
                 (replica.session.runner == record.runner || !self.guards.on(Guard::SessionCommits))
-                    && self.detector.runner_failed(now, record.runner, unheld)
+                    && (self.detector.runner_failed(now, record.runner, unheld)
+                        || (replica.yielded && self.detector.moves(now)))
             }
             Phase::Claimed => {
                 self.seat.stood(now) >= timing.t_c && self.guards.on(Guard::StaleClaim)

@@ -13,7 +13,7 @@ use super::backup::Replica;
 use super::primary::Primary;
 use super::seat::Why;
 use super::waiting::Load;
-use super::{Action, Host, Role, Source};
+use super::{Action, Host, Notice, Role, Source, Stays};
 
 /// What a frozen host keeps.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -29,6 +29,8 @@ pub(super) struct Frozen {
     kept: Kept,
     load: Load,
     failed_at: Time,
+    /// When this runner yielded to its heir: nobody's claim is under way yet.
+    pub(super) yielded: Option<Time>,
 }
 
 impl Frozen {
@@ -37,6 +39,7 @@ impl Frozen {
             kept,
             load,
             failed_at: Time(0),
+            yielded: None,
         }
     }
 
@@ -112,6 +115,7 @@ impl Frozen {
 impl Frozen {
     pub(super) fn rebase(&mut self, clocks: &crate::model::Clocks) {
         clocks.own(&mut self.failed_at);
+        self.yielded.iter_mut().for_each(|at| clocks.own(at));
         if let Kept::Machine(primary) = &mut self.kept {
             primary.rebase(clocks);
         }
@@ -126,7 +130,13 @@ impl Host {
         let Role::Frozen(frozen) = &self.role else {
             return;
         };
-        if !self.seat.is_idle() || record.phase == Phase::Running {
+        if !self.seat.is_idle() {
+            return;
+        }
+        if record.phase == Phase::Running {
+            if self.is_me(record.runner) && self.takes_back(now, frozen.yielded) {
+                self.claim(now, &record);
+            }
             return;
         }
         if self.is_me(record.runner) {
@@ -162,12 +172,15 @@ impl Host {
         match record.phase {
             // Only this incarnation writes that, and only after its claim.
             Phase::Running if mine => {
-                let source = frozen.source();
-                self.launch(record, source);
+                let (source, yielded) = (frozen.source(), frozen.yielded);
+                self.launch(now, record, source);
+                if yielded.is_some() {
+                    self.notice(Notice::Stays(Stays::NotTaken));
+                }
             }
             Phase::Claimed if mine && !self.guards.on(Guard::ReadNever) => {
                 let source = frozen.source();
-                self.launch(record, source);
+                self.launch(now, record, source);
             }
             Phase::Running => self.lost(now, record),
             Phase::Claimed if !mine && !self.guards.on(Guard::KeepUntilRunning) => {

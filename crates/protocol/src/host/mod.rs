@@ -18,7 +18,8 @@
 //!
 //! Nothing but a won `running` leads to *Primary* (`Host::launch`). The files follow the roles:
 //! `waiting`, `primary`, `backup`, `frozen`; `seat` keeps the view of the record and the one request
-//! whose outcome is unknown; `permit` says what may leave; `storing` writes the sidecar.
+//! whose outcome is unknown; `permit` says what may leave; `storing` writes the sidecar;
+//! `switchover` is what the two do on purpose, or for an uplink.
 //!
 //! # Driving it
 //!
@@ -37,13 +38,14 @@ mod permit;
 mod primary;
 mod seat;
 mod storing;
+mod switchover;
 #[cfg(test)]
 mod tests;
 mod waiting;
 
 use std::collections::VecDeque;
 
-pub use api::{Action, Config, Event, Notice, RoleName, Sealed, Source, Status};
+pub use api::{Action, Config, Event, Notice, RoleName, Sealed, Source, Status, Stays, Switch};
 pub use permit::{Pass, Permit};
 
 use backup::Replica;
@@ -51,13 +53,15 @@ use frozen::Frozen;
 use primary::Primary;
 use seat::{News, Seat, Why};
 use storing::Stores;
+use switchover::OwnUplink;
 use waiting::Waiting;
 
 use crate::arbiter::{Answer, Ask};
 use crate::detector::Detector;
 use crate::guards::{Guard, Guards};
-use crate::heartbeat::{Activity, Heartbeat};
+use crate::heartbeat::{Activity, Heartbeat, Uplink};
 use crate::id::{Epoch, Generation, Incarnation, Term};
+use crate::lanes::Lane;
 use crate::record::{Phase, Record, Refusal, Right};
 use crate::sidecar::Sidecar;
 use crate::time::Time;
@@ -98,6 +102,7 @@ pub struct Host {
     trouble: Option<Notice>,
     /// The mode that is wanted: whether some output is unheld.
     wanted_mode: Option<bool>,
+    uplink: OwnUplink,
 }
 
 impl Host {
@@ -154,6 +159,7 @@ impl Host {
             unreachable: false,
             trouble: None,
             wanted_mode: None,
+            uplink: OwnUplink::new(now),
             config,
         };
         host.read(now);
@@ -166,18 +172,23 @@ impl Host {
         match event {
             Event::Tick { drained } => self.tick(now, drained),
             Event::LoopTurned => self.detector.loop_turned(now),
-            Event::Heartbeat(beat) => self.heard(now, &beat),
+            Event::Heartbeat(beat, lane) => self.heard(now, &beat, lane),
             Event::Arbiter(answer) => self.answered(now, &answer),
             Event::Connected(peer) => self.connection(now, peer, true),
             Event::Closed(peer) => self.connection(now, peer, false),
-            Event::Message { from, message } => self.message(now, from, &message),
-            Event::Sealed(sealed) => self.sealed(sealed),
+            Event::Message { from, message } => {
+                self.detector.link_moved(now, from);
+                self.message(now, from, &message);
+            }
+            Event::Sealed(sealed) => self.sealed(now, sealed),
             Event::Tried { session, loaded } => self.tried(session, loaded),
             Event::ReplicaLost => self.replica_lost(),
             Event::SidecarStored(durable) => self.sidecar_stored(now, durable),
             Event::Loaded(ok) => self.loaded(now, ok),
             Event::Stop => self.stop(now),
             Event::Promote => self.promote(now),
+            Event::Switchover => self.switch_over(now, Switch::Operator),
+            Event::Uplink(state) => self.uplink_seen(now, state),
             Event::Mode { unheld } => self.wanted_mode = Some(unheld),
         }
         self.settle(now);
@@ -236,12 +247,28 @@ impl Host {
             protected_since: self.protected,
             t_b: self.detector.t_b(),
             arbiter_answers: !self.unreachable,
+            uplink: self.uplink.state,
+            partner_uplink: self.partner_uplink(),
         }
+    }
+
+    fn partner_uplink(&self) -> Option<Uplink> {
+        let record = self.seat.view()?;
+        let partner = if self.is_me(record.runner) {
+            record.heir?
+        } else {
+            record.runner
+        };
+        Some(self.detector.peer(partner)?.uplink)
     }
 
     fn tick(&mut self, now: Time, drained: bool) {
         if let Some(t_b) = self.detector.tick(now, drained) {
             self.notice(Notice::Adapted { t_b });
+        }
+        while let Some(peer) = self.detector.dead_link(now) {
+            self.notice(Notice::LinkDead);
+            self.act(Action::CloseLink(peer));
         }
         self.beat(now);
         self.retry_store();
@@ -300,6 +327,7 @@ impl Host {
             moves,
             activity,
             whole,
+            uplink: self.uplink.state,
             generation: self.seat.view().map_or(Generation(0), |r| r.generation),
             echoes: Vec::new(),
         };
@@ -307,11 +335,11 @@ impl Host {
         self.act(Action::Heartbeat(beat));
     }
 
-    fn heard(&mut self, now: Time, beat: &Heartbeat) {
+    fn heard(&mut self, now: Time, beat: &Heartbeat, lane: Lane) {
         if beat.machine != self.config.machine || beat.from == self.me {
             return;
         }
-        self.detector.heard(now, beat, self.me);
+        self.detector.heard(now, beat, lane, self.me);
         if self
             .seat
             .view()
@@ -381,9 +409,9 @@ impl Host {
     }
 
     /// Starts the term that `record` began. The only way to become primary.
-    fn launch(&mut self, record: &Record, source: Source) {
+    fn launch(&mut self, now: Time, record: &Record, source: Source) {
         let term = Term(record.generation);
-        self.role = Role::Primary(Primary::new(term));
+        self.role = Role::Primary(Primary::new(term, now));
         self.seat.forget_pending();
         let sidecar = Sidecar::of(self.config.machine, self.me);
         if self.sidecar != sidecar {
@@ -501,6 +529,7 @@ impl Host {
         self.permit.until.iter_mut().for_each(|t| clocks.own(t));
         self.protected = self.protected.map(|_| Time(0));
         (self.unreachable, self.trouble) = (false, None);
+        self.uplink.rebase();
     }
 
     /// How many sessions this process has offered.

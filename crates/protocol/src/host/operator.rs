@@ -8,7 +8,7 @@ use crate::time::Time;
 
 use super::seat::Why;
 use super::storing::Then;
-use super::{Action, Host, Notice, Role};
+use super::{Action, Host, Notice, Role, Stays};
 
 impl Host {
     /// A guest stopped on purpose is never resurrected: a primary ends only when its record has
@@ -17,6 +17,7 @@ impl Host {
         match &mut self.role {
             Role::Primary(primary) => {
                 primary.stopping = true;
+                self.go_on(Stays::Ends);
                 self.primary_tick(now);
             }
             Role::Backup(replica) => {

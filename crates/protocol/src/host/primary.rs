@@ -7,7 +7,8 @@ use crate::record::{Phase, Record, Right};
 use crate::time::Time;
 
 use super::seat::Why;
-use super::{Action, Host, Role, Sealed};
+use super::switchover::Rest;
+use super::{Action, Host, Role, Sealed, Stays};
 
 /// A connected incarnation that could be filled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -57,13 +58,17 @@ pub(super) struct Primary {
     ended: Time,
     /// The guest is to be stopped for good.
     pub(super) stopping: bool,
+    /// A switchover is on its way.
+    pub(super) rest: Option<Rest>,
+    /// When the term began, or a switchover was last tried in it.
+    pub(super) moved: Time,
 }
 
 /// How many times an offer is repeated before another candidate gets its turn.
 const OFFERS_MAX: u32 = 10;
 
 impl Primary {
-    pub(super) fn new(term: Term) -> Primary {
+    pub(super) fn new(term: Term, now: Time) -> Primary {
         Primary {
             term,
             running: Epoch(1),
@@ -71,6 +76,8 @@ impl Primary {
             stray: Epoch(0),
             ended: Time(0),
             stopping: false,
+            rest: None,
+            moved: now,
         }
     }
 
@@ -97,7 +104,16 @@ impl Primary {
         let Some(session) = &self.session else {
             return false;
         };
-        session.stage >= Stage::Copying && (self.lag() == 0 || !guards.on(Guard::Backpressure))
+        let ended = self.rest.is_some_and(|rest| !rest.may_seal());
+        session.stage >= Stage::Copying
+            && !ended
+            && (self.lag() == 0 || !guards.on(Guard::Backpressure))
+    }
+
+    /// The session, whom it fills, and the newest epoch that it has committed.
+    pub(super) fn filled(&self) -> Option<(SessionId, Incarnation, Epoch)> {
+        let session = self.session.as_ref()?;
+        Some((session.id, session.peer, session.committed))
     }
 
     fn holds(&self) -> bool {
@@ -116,6 +132,11 @@ impl Candidate {
 impl Primary {
     pub(super) fn rebase(&mut self, clocks: &crate::model::Clocks) {
         clocks.own(&mut self.ended);
+        // Only uplinks depend on it.
+        self.moved = Time(0);
+        if let Some(rest) = &mut self.rest {
+            rest.rebase(clocks);
+        }
         if let Some(session) = &mut self.session {
             clocks.own(&mut session.offered);
             if clocks.is_coarse() {
@@ -173,6 +194,14 @@ impl Host {
         if !self.detector.moves(now) && self.guards.on(Guard::OwnLoop) {
             return;
         }
+        if primary.rest.is_some() {
+            self.switchover_tick(now);
+        } else {
+            self.watch_uplink(now);
+        }
+        let Role::Primary(primary) = &self.role else {
+            return;
+        };
         let session = primary.session.as_ref();
         if !self.seat.is_idle() {
             // A naming whose session is gone is settled by its opposite.
@@ -402,6 +431,7 @@ impl Host {
                     self.primary_tick(now);
                 }
             }
+            Message::Yield(session) => self.yielded(now, from, session),
             Message::Stopped => self.stopped(now, from),
             Message::Begin { .. }
             | Message::Hello(_)
@@ -437,7 +467,7 @@ impl Host {
         self.act(Action::Copy(session));
     }
 
-    pub(super) fn sealed(&mut self, sealed: Sealed) {
+    pub(super) fn sealed(&mut self, now: Time, sealed: Sealed) {
         let Role::Primary(primary) = &mut self.role else {
             return;
         };
@@ -459,6 +489,7 @@ impl Host {
         };
         let to = session.peer;
         self.send(to, Message::Checkpoint(checkpoint));
+        self.rests(now, epoch, sealed.rests);
     }
 
     fn acknowledged(
@@ -523,6 +554,9 @@ impl Host {
             self.send(session.peer, Message::Bye(session.id));
         }
         self.act(Action::EndCopy(session.id));
+        if self.guards.on(Guard::SwitchGivesUp) {
+            self.go_on(Stays::NoCommit);
+        }
     }
 
     /// The guest is stopped for good and nobody may resurrect it: the record has no heir.

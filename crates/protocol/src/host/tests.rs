@@ -1,5 +1,7 @@
 //! Single steps of a host. What many steps lead to is the simulator's business.
 
+mod switchover;
+
 use super::*;
 use crate::arbiter::Answer;
 use crate::id::{MachineId, SessionId};
@@ -29,6 +31,8 @@ fn record(generation: u64, runner: u128, heir: Option<u128>, phase: Phase) -> Re
 struct Bench {
     host: Host,
     now: Time,
+    /// What the other host's heartbeats say of its uplinks.
+    partner_uplink: Uplink,
 }
 
 impl Bench {
@@ -45,7 +49,11 @@ impl Bench {
         };
         let now = Time(1 << 40);
         let host = Host::new(config, incarnation(me), sidecar, now).expect("safe time-outs");
-        Bench { host, now }
+        Bench {
+            host,
+            now,
+            partner_uplink: Uplink::default(),
+        }
     }
 
     fn actions(&mut self) -> Vec<Action> {
@@ -95,7 +103,7 @@ impl Bench {
             },
         );
         let record = *bench.host.seat.view().expect("just learned");
-        bench.host.launch(&record, Source::Cold);
+        bench.host.launch(bench.now, &record, Source::Cold);
         let heir = incarnation(2);
         bench.give(Event::Connected(heir));
         bench.beat(Activity::Waiting);
@@ -127,6 +135,34 @@ impl Bench {
         bench
     }
 
+    /// A backup that is filled in session 1 of runner 2, up to epoch 5.
+    fn fill(&mut self) {
+        let session = SessionId {
+            runner: incarnation(2),
+            number: 1,
+        };
+        let (term, generation) = (Term(Generation(3)), Generation(3));
+        self.link(Message::Begin {
+            session,
+            term,
+            generation,
+            unheld: false,
+        });
+        self.give(Event::SidecarStored(true));
+        self.link(Message::Checkpoint(Checkpoint {
+            session,
+            term,
+            epoch: Epoch(5),
+            complete: true,
+            released_through: Epoch(0),
+            rx_next: 0,
+            parts: 0,
+            digest: 0,
+        }));
+        self.give(Event::SidecarStored(true));
+        assert!(self.host.status().whole);
+    }
+
     fn link(&mut self, message: Message) -> Vec<Action> {
         self.give(Event::Message {
             from: incarnation(2),
@@ -135,31 +171,42 @@ impl Bench {
     }
 
     fn seal(&mut self, complete: bool) -> Vec<Action> {
+        self.seal_and(complete, false)
+    }
+
+    fn seal_and(&mut self, complete: bool, rests: bool) -> Vec<Action> {
         assert!(self.host.may_seal());
         let sealed = Sealed {
             complete,
             released_through: Epoch(0),
             rx_next: 0,
+            rests,
         };
         self.give(Event::Sealed(sealed))
     }
 
     /// A heartbeat of 2 that has just echoed ours.
     fn beat(&mut self, activity: Activity) -> Vec<Action> {
+        self.beat_on(activity, Lane::Link)
+    }
+
+    fn beat_on(&mut self, activity: Activity, lane: Lane) -> Vec<Action> {
         let echo = crate::heartbeat::Echo {
             of: self.host.me,
             sent: self.now,
         };
-        self.give(Event::Heartbeat(Heartbeat {
+        let beat = Heartbeat {
             machine: MACHINE,
             from: incarnation(2),
             sent: self.now,
             moves: true,
             activity,
             whole: activity == Activity::Backup,
+            uplink: self.partner_uplink,
             generation: Generation(1),
             echoes: vec![echo],
-        }))
+        };
+        self.give(Event::Heartbeat(beat, lane))
     }
 }
 
@@ -446,4 +493,40 @@ fn an_arbiter_that_cannot_read_its_record_has_answered_nothing() {
             &Action::Notice(Notice::Arbiter { answers: false })
         ]
     );
+}
+
+#[test]
+fn a_link_that_carries_nothing_is_given_up_once_while_the_other_host_is_heard() {
+    let mut bench = Bench::protected();
+    let close = Action::CloseLink(incarnation(2));
+    let others = |bench: &mut Bench, time: Duration| {
+        let end = bench.now + time;
+        let mut actions = Vec::new();
+        while bench.now < end {
+            actions.extend(bench.pass(8 * MS));
+            actions.extend(bench.beat_on(Activity::Backup, Lane::Other));
+        }
+        actions
+    };
+    // T_b is 100 ms.
+    assert!(!others(&mut bench, 184 * MS).contains(&close));
+    let given_up = others(&mut bench, 32 * MS);
+    assert_eq!(given_up.iter().filter(|a| **a == close).count(), 1);
+    assert!(
+        !others(&mut bench, Duration::from_secs(1)).contains(&close),
+        "told once"
+    );
+    // What comes over the link itself is a sign as well.
+    let mut bench = Bench::protected();
+    let session = SessionId {
+        runner: incarnation(1),
+        number: 1,
+    };
+    for _ in 0..5 {
+        assert!(!others(&mut bench, 184 * MS).contains(&close));
+        bench.link(Message::Commit(session, Epoch(2)));
+    }
+    // Where nothing is heard at all, the other host is what is watched.
+    let mut bench = Bench::protected();
+    assert!(!bench.pass(Duration::from_secs(1)).contains(&close));
 }

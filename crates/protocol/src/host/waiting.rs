@@ -106,10 +106,10 @@ impl Host {
         let won = settled.is_some() || !self.guards.on(Guard::ReadNever);
         match record.phase {
             Phase::Running if won || !self.guards.on(Guard::OwnIncarnation) => {
-                self.launch(record, Source::Cold);
+                self.launch(now, record, Source::Cold);
             }
             Phase::Claimed if !self.guards.on(Guard::ReadNever) => {
-                self.launch(record, Source::Cold);
+                self.launch(now, record, Source::Cold);
             }
             _ => self.waiting_tick(now),
         }

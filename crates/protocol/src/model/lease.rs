@@ -12,6 +12,7 @@ use crate::guards::{Guard, Guards};
 use crate::heartbeat::Heartbeat;
 use crate::host::{Event, RoleName};
 use crate::id::Epoch;
+use crate::lanes::Lane;
 use crate::timing::Timing;
 
 use super::TIMING;
@@ -77,7 +78,7 @@ impl Lease {
             ticks: TICKS,
             horizon: timing.t_b + us(1000),
         };
-        let [mut world, _] = World::beginnings(guards, setting)?;
+        let [mut world, _] = World::beginnings(guards, &setting)?;
         world.normalise(false);
         let beats_of = [Vec::new(), Vec::new()];
         Some(Lease {
@@ -158,7 +159,7 @@ impl Model for Lease {
             }
             Step::Hear { host, at } => {
                 let beat = next.beats[host].remove(at);
-                world.handle(host, Event::Heartbeat(beat));
+                world.handle(host, Event::Heartbeat(beat, Lane::Link));
             }
             Step::Request { at } => world.heard(at),
             Step::Closed { host } => world.closed(host),

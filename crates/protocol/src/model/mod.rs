@@ -44,6 +44,8 @@ const TIMING: Timing = Timing {
     stall: Duration::from_millis(5),
     retry: Duration::from_millis(1),
     poll: Duration::from_millis(4),
+    t_uplink: Duration::from_millis(1),
+    t_hold: Duration::from_millis(10),
     rho_ppm: 500,
 };
 
@@ -52,8 +54,8 @@ const TIMELESS: world::Setting = world::Setting {
     timing: TIMING,
     unheld: false,
     ticks: [TICK; 2],
-    // One and a half T_cold, and more.
-    horizon: Duration::from_millis(18),
+    // One and a half T_cold, twice T_b, and more.
+    horizon: Duration::from_millis(22),
 };
 
 /// The `life`th process of a host. The lowest byte is the host: [`Incarnation`] explains why.

@@ -20,7 +20,7 @@ const TAKEOVER_WITHIN: u64 = 600 * MS;
 const BELIEF: u64 = 120 * MS;
 
 impl World<'_> {
-    fn incarnation(&self, of: Incarnation) -> Option<(usize, &Process)> {
+    pub(super) fn incarnation(&self, of: Incarnation) -> Option<(usize, &Process)> {
         let processes = self.computers.iter().enumerate();
         processes
             .filter_map(|(h, c)| c.process.as_ref().map(|p| (h, p)))
@@ -64,6 +64,7 @@ impl World<'_> {
         if promoted {
             self.history.accept_loss(tip);
         }
+        self.check_yielded(host, source, tip, promoted);
         match source {
             Source::Cold => {
                 self.outcome.boots += 1;
@@ -290,7 +291,7 @@ impl World<'_> {
         }
     }
 
-    fn runner(&self) -> Option<usize> {
+    pub(super) fn runner(&self) -> Option<usize> {
         (0..HOSTS).find(|&host| {
             let computer = &self.computers[host];
             let well = self.now >= computer.hung_until.max(computer.stuck_until);
@@ -298,12 +299,12 @@ impl World<'_> {
                 && computer.process.as_ref().is_some_and(|p| {
                     p.guest
                         .as_ref()
-                        .is_some_and(|g| g.term.0.0 == self.history.newest_term)
+                        .is_some_and(|g| !g.paused && g.term.0.0 == self.history.newest_term)
                 })
         })
     }
 
-    fn protected(&self) -> Option<usize> {
+    pub(super) fn protected(&self) -> Option<usize> {
         self.runner().filter(|&host| {
             let process = self.computers[host].process.as_ref();
             process.is_some_and(|p| p.host.status().protected_since.is_some())
@@ -311,7 +312,7 @@ impl World<'_> {
     }
 
     /// Whether a primary and its heir both have their connection.
-    fn is_linked(&self, primary: usize) -> bool {
+    pub(super) fn is_linked(&self, primary: usize) -> bool {
         let heir = self.stored.heir.and_then(|heir| self.incarnation(heir));
         let process = self.computers[primary].process.as_ref();
         let (Some((other, heir)), Some(process)) = (heir, process) else {
@@ -326,13 +327,15 @@ impl World<'_> {
         match self.stage {
             Stage::Calm(since) => {
                 if self.now > since + 300 * MS && self.protected().is_some() {
-                    self.disturb();
+                    self.switch();
                 } else if self.now > since + RUNS_WITHIN && self.runner().is_none() {
                     self.broke(Broken::NobodyRuns);
                 } else if self.now > since + PROTECTED_WITHIN {
                     self.broke(Broken::NeverProtected);
                 }
             }
+            Stage::Switching(switching) => self.switching(switching),
+            Stage::Muted(muted) => self.muted(muted),
             Stage::Disturbed(until) if self.now > until => match self.protected() {
                 Some(primary) if self.is_linked(primary) => self.lose(primary),
                 None if self.now > until + RUNS_WITHIN => self.broke(Broken::NeverProtected),
@@ -358,7 +361,7 @@ impl World<'_> {
     }
 
     /// Disturbs the heir as an observer, or one path of two. That is nobody's death.
-    fn disturb(&mut self) {
+    pub(super) fn disturb(&mut self) {
         let until = self.now + self.random.between(120, 400) * MS;
         let primary = self.runner().unwrap_or(0);
         let heir = self
@@ -366,7 +369,7 @@ impl World<'_> {
             .heir
             .and_then(|heir| self.incarnation(heir))
             .map(|(host, _)| host);
-        let kind = self.random.index(5);
+        let kind = self.random.index(6);
         self.tell(|| format!("--- disturbance {kind} of the heir, {heir:?} ---"));
         let heir = heir.unwrap_or(primary);
         match kind {
@@ -382,6 +385,7 @@ impl World<'_> {
                 let until = self.now + self.random.between(75, 95) * MS;
                 self.hang(primary, until);
             }
+            4 => return self.mute(primary, heir),
             _ => {}
         }
         self.stage = Stage::Disturbed(until + 300 * MS);

@@ -40,6 +40,8 @@ pub(super) struct Guest {
     pub(super) paused: bool,
     /// The epoch is over but may not end: the guest waits.
     pub(super) waiting: bool,
+    /// It is to rest with the end of the running epoch, or rests.
+    pub(super) resting: bool,
     /// Held output that has not left.
     pub(super) held: VecDeque<(Epoch, Node)>,
     pub(super) session: Option<SessionId>,

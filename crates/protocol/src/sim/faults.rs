@@ -9,6 +9,10 @@ use super::{HOSTS, MS};
 pub(super) enum Fault {
     /// The operator changes the mode in every host's file, one after the other.
     Mode { unheld: bool },
+    /// The operator asks for a switchover on the host that runs the machine, or on this one.
+    Switchover { host: usize },
+    /// A host's uplink is gone.
+    Uplink { host: usize, lasts: u64 },
     /// A host loses power and what its disk had not synced.
     PowerOff { host: usize, returns: u64 },
     /// A process is killed.
@@ -56,12 +60,12 @@ pub(super) enum Fault {
 }
 
 impl Fault {
-    fn any(random: &mut Random) -> Fault {
+    pub(super) fn any(random: &mut Random) -> Fault {
         let host = random.index(HOSTS);
         let other = (host + 1 + random.index(HOSTS - 1)) % HOSTS;
         let end = if random.chance(40) { ARBITER } else { other };
         let (short, long) = (random.between(20, 200) * MS, random.between(50, 1500) * MS);
-        match random.index(21) {
+        match random.index(25) {
             0 => Fault::PowerOff {
                 host,
                 returns: long,
@@ -124,6 +128,11 @@ impl Fault {
                 host,
                 returns: long + 300 * MS,
             },
+            20..=22 => Fault::Switchover { host },
+            23 => Fault::Uplink {
+                host,
+                lasts: if random.chance(30) { short } else { long },
+            },
             _ => Fault::LoadFails { host, lasts: long },
         }
     }
@@ -134,6 +143,12 @@ impl Fault {
         let mut faults = Vec::new();
         for _ in 0..random.between(1, 4) {
             let mut at = random.between(from, to);
+            if random.chance(40) {
+                // The fault comes in the middle of it.
+                let host = random.index(HOSTS);
+                faults.push((at, Fault::Switchover { host }));
+                at = (at + random.between(0, 40) * MS).min(to);
+            }
             for _ in 0..random.between(1, 5) {
                 faults.push((at, Fault::any(random)));
                 at = (at + random.between(0, 150) * MS).min(to);

@@ -33,6 +33,7 @@ impl World<'_> {
             epoch: Epoch(1),
             paused: false,
             waiting: false,
+            resting: false,
             // Sent again before any new output.
             held: held.into_iter().map(|(_, node)| (Epoch(1), node)).collect(),
             session: None,
@@ -206,10 +207,13 @@ impl World<'_> {
         let Some(guest) = &mut process.guest else {
             return;
         };
-        if !guest.waiting || guest.paused || guest.session.is_none() || !allowed {
+        let due = guest.waiting || guest.resting;
+        if !due || guest.paused || guest.session.is_none() || !allowed {
             return;
         }
+        let rests = guest.resting;
         guest.waiting = false;
+        guest.paused = rests;
         guest.rounds = guest.rounds.saturating_sub(1);
         let complete = guest.rounds == 0;
         let released_through = guest
@@ -220,6 +224,7 @@ impl World<'_> {
             complete,
             released_through,
             rx_next: 0,
+            rests,
         };
         self.handle(host, Event::Sealed(sealed));
         let Some(process) = self.process(host) else {
@@ -232,7 +237,9 @@ impl World<'_> {
         if lag > 1 {
             self.broke(Broken::Unbounded);
         }
-        self.plan_epoch(host);
+        if !rests {
+            self.plan_epoch(host);
+        }
     }
 
     pub(super) fn apply(&mut self, host: usize, session: SessionId, epoch: Epoch) {

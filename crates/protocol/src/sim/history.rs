@@ -98,6 +98,11 @@ impl History {
         }
     }
 
+    /// Whether this held output, or a later one, has left.
+    pub(super) fn has_left(&self, node: Node) -> bool {
+        self.contains(self.released, node)
+    }
+
     pub(super) fn pass_unheld(&mut self, node: Node) {
         self.nodes[node].passed = true;
     }

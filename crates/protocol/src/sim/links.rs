@@ -6,7 +6,7 @@ use crate::message::Message;
 
 use super::engine::Parcel;
 use super::network::{Link, Stream};
-use super::world::World;
+use super::world::{Stage, World};
 use super::{HOSTS, Happening, MS};
 
 impl World<'_> {
@@ -99,6 +99,13 @@ impl World<'_> {
         if now < blocked {
             return self.at(blocked, Happening::Pump { stream: number });
         }
+        if !open && stream.lingers > 0 {
+            let Some(stream) = self.streams.get_mut(&number) else {
+                return;
+            };
+            let later = now + std::mem::take(&mut stream.lingers);
+            return self.at(later, Happening::Pump { stream: number });
+        }
         if self.network.paths[0][from][to].is_cut(now) {
             return self.at(now + 5 * MS, Happening::Pump { stream: number });
         }
@@ -164,15 +171,14 @@ impl World<'_> {
             let Some(link) = link.filter(|_| self.random.chance(6)) else {
                 continue;
             };
-            let life = self.computers[host].life;
-            self.at(
-                self.now,
-                Happening::Closed {
-                    host,
-                    life,
-                    number: link.number,
-                },
-            );
+            let (life, number) = (self.computers[host].life, link.number);
+            self.at(self.now, Happening::Closed { host, life, number });
+            // Its last word may get through, and in the calm it does.
+            let told = self.stage != Stage::Faults || self.random.chance(50);
+            if told && !self.network.paths[0][host][other].is_cut(self.now) {
+                let (host, life) = (other, self.computers[other].life);
+                self.soon(0, 3 * MS, Happening::Closed { host, life, number });
+            }
         }
     }
 
@@ -193,6 +199,10 @@ impl World<'_> {
         let number = self.connections;
         for (index, from, to, sender, receiver) in [(0, a, b, x, y), (1, b, a, y, x)] {
             let straggles = self.random.chance(30);
+            let lingers = match self.random.index(3) {
+                0 => self.random.between(50, 900) * MS,
+                _ => 0,
+            };
             let queue = std::collections::VecDeque::new();
             let stream = Stream {
                 number,
@@ -203,6 +213,7 @@ impl World<'_> {
                 queue,
                 pumping: false,
                 straggles,
+                lingers,
             };
             self.streams.insert(number * 2 + index, stream);
         }
@@ -232,6 +243,25 @@ impl World<'_> {
         let Some(link) = slot.take() else { return };
         self.tell(|| format!("{host}: link to {} closes", link.peer));
         self.handle(host, Event::Closed(link.peer));
+    }
+
+    /// A host gives up its end of a link. The other end learns of it if anything passes that way.
+    pub(super) fn close_link(&mut self, host: usize, peer: Incarnation) {
+        let Some(process) = &self.computers[host].process else {
+            return;
+        };
+        let links = process.links.iter().enumerate();
+        let mut found = links.filter_map(|(other, link)| link.map(|link| (other, link)));
+        let Some((other, link)) = found.find(|(_, link)| link.peer == peer) else {
+            return;
+        };
+        let (number, life) = (link.number, self.computers[host].life);
+        self.soon(0, MS, Happening::Closed { host, life, number });
+        if !self.network.paths[0][host][other].is_cut(self.now) {
+            let life = self.computers[other].life;
+            let host = other;
+            self.soon(MS / 10, 3 * MS, Happening::Closed { host, life, number });
+        }
     }
 
     pub(super) fn reset(&mut self, host: usize) {

@@ -72,6 +72,7 @@ impl World<'_> {
             computer.stuck_until = self.now.min(computer.stuck_until);
             computer.load_fails_until = 0;
             computer.sidecar_fails_until = 0;
+            computer.uplink.mend(self.now);
             if let Some(process) = &mut computer.process {
                 process.broken = false;
             }
@@ -85,6 +86,11 @@ impl World<'_> {
         self.tell(|| format!("fault: {fault:?}"));
         let now = self.now;
         match fault {
+            Fault::Switchover { host } if self.stage == Stage::Faults => {
+                self.ask_switchover(self.runner().unwrap_or(host));
+            }
+            Fault::Switchover { .. } => {}
+            Fault::Uplink { host, lasts } => self.computers[host].uplink.fail(now, now + lasts),
             Fault::PowerOff { host, returns } | Fault::Kill { host, returns } => {
                 self.kill(host, matches!(fault, Fault::PowerOff { .. }));
                 self.at(now + returns, Happening::Start { host });

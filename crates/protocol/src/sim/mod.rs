@@ -17,9 +17,11 @@ mod guest;
 mod history;
 mod links;
 mod mishaps;
+mod muted;
 mod network;
 mod perform;
 mod random;
+mod switching;
 mod world;
 
 use std::fmt;
@@ -76,6 +78,16 @@ pub enum Broken {
     Refused,
     /// A healthy runner or heir was claimed against.
     Needless,
+    /// A switchover lost something that the guest had done.
+    SwitchLost,
+    /// A guest was stopped for a switchover although it was not protected.
+    Uncovered,
+    /// A switchover for which nothing was in the way did not come about.
+    NoSwitchover,
+    /// Output waited for a link that carried nothing, though the other host was heard.
+    Stuck,
+    /// The machine was switched over for an uplink without need, or too soon again.
+    Flaps,
 }
 
 impl fmt::Display for Broken {
@@ -100,6 +112,11 @@ impl fmt::Display for Broken {
             Broken::Resurrected => "a stopped guest ran again",
             Broken::Refused => "asked for what no rule allows",
             Broken::Needless => "claimed against a healthy host",
+            Broken::Stuck => "output waited for a dead link",
+            Broken::SwitchLost => "a switchover lost something",
+            Broken::Uncovered => "stopped for a switchover without cover",
+            Broken::NoSwitchover => "no switchover",
+            Broken::Flaps => "switched over for an uplink without need",
         })
     }
 }
@@ -119,6 +136,10 @@ pub struct Outcome {
     pub takeovers: u64,
     /// Terms that began from a disk.
     pub boots: u64,
+    /// Switchovers that were begun.
+    pub switchovers: u64,
+    /// Of these, the ones after which the machine ran elsewhere, with all that it had done.
+    pub switched: u64,
 }
 
 /// Runs one seed.
@@ -145,6 +166,8 @@ fn timing(guards: Guards) -> Timing {
         stall: ms(40),
         retry: ms(40),
         poll: ms(200),
+        t_uplink: ms(60),
+        t_hold: ms(700),
         rho_ppm: 50_000,
     };
     if !guards.on(Guard::ClockRates) {

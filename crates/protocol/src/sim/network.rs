@@ -94,6 +94,9 @@ pub(super) struct Stream {
     pub(super) pumping: bool,
     /// Whether what was sent before it closed may still be delivered after.
     pub(super) straggles: bool,
+    /// How much later than it arrived it is then looked at: the thread that read it was kept from
+    /// running.
+    pub(super) lingers: u64,
 }
 
 /// A connection as one of its ends sees it.

@@ -2,8 +2,9 @@
 
 use crate::arbiter;
 use crate::guards::Guard;
-use crate::host::{Action, Event, Notice, Source};
+use crate::host::{Action, Event, Notice, Source, Switch};
 use crate::id::{Epoch, Term};
+use crate::lanes::Lane;
 use crate::message::Message;
 use crate::record::Refusal;
 
@@ -38,18 +39,28 @@ impl World<'_> {
                 };
                 for other in (0..HOSTS).filter(|&other| other != host) {
                     for path in 0..paths {
-                        let event = Event::Heartbeat(beat.clone());
+                        let lane = if path == 0 { Lane::Link } else { Lane::Other };
+                        let event = Event::Heartbeat(beat.clone(), lane);
                         self.datagram(path, host, other, &event);
                     }
                 }
             }
-            Action::Send { to, message } => self.send(host, to, message),
+            Action::Send { to, message } => {
+                if let Message::Yield(_) = message {
+                    let guest = self.process(host).and_then(|p| p.guest.as_ref());
+                    self.yielded = guest.map(|guest| guest.tip);
+                    self.send(host, to, message);
+                    return self.mislay_yield(host, to);
+                }
+                self.send(host, to, message);
+            }
             Action::Permit(permit) => {
                 if let Some(process) = self.process(host) {
                     process.permit = permit;
                 }
                 self.release(host);
             }
+            Action::CloseLink(peer) => self.close_link(host, peer),
             Action::Copy(session) => self.copy(host, session),
             Action::EndCopy(session) => {
                 if let Some(guest) = self.process(host).and_then(|p| p.guest.as_mut())
@@ -59,17 +70,29 @@ impl World<'_> {
                     guest.waiting = false;
                 }
             }
+            Action::Rest => {
+                self.check_rest(host);
+                if let Some(guest) = self.process(host).and_then(|p| p.guest.as_mut()) {
+                    guest.resting = true;
+                }
+            }
             Action::Freeze | Action::Thaw => {
                 let frozen = action == Action::Freeze;
                 let Some(process) = self.process(host) else {
                     return;
                 };
                 process.frozen = frozen;
-                if let Some(guest) = &mut process.guest {
-                    guest.paused = frozen;
+                let Some(guest) = &mut process.guest else {
+                    return;
+                };
+                guest.paused = frozen;
+                let filling = guest.session.is_some();
+                if std::mem::take(&mut guest.resting) && !frozen && filling {
+                    self.plan_epoch(host);
                 }
             }
             Action::Notice(Notice::Claims) => self.check_claim(host),
+            Action::Notice(Notice::SwitchesOver(Switch::Uplink)) => self.check_switch(host),
             Action::Notice(Notice::Refused(
                 Refusal::Shape | Refusal::NotNamed | Refusal::Exists,
             )) => {

@@ -15,8 +15,10 @@ use crate::time::Time;
 use super::engine::{Disk, Process};
 use super::faults::Fault;
 use super::history::{History, Node};
+use super::muted::Muted;
 use super::network::{Network, Stream};
 use super::random::Random;
+use super::switching::{Cable, Switching};
 use super::{Broken, HOSTS, Happening, MS, Outcome, timing};
 
 pub(super) const MACHINE: MachineId = MachineId(0x0052_6f6d_756c_7573);
@@ -27,8 +29,12 @@ pub(super) enum Stage {
     Faults,
     /// Nothing fails any more; since when.
     Calm(u64),
+    /// A switchover is asked for, or is not to come.
+    Switching(Switching),
     /// An observer is disturbed, until when.
     Disturbed(u64),
+    /// Only the link's path is cut.
+    Muted(Muted),
     /// The primary is lost for good: who it was, and since when.
     Lost(usize, u64),
     /// The heir runs; until when the run goes on.
@@ -57,6 +63,7 @@ pub(super) struct Computer {
     pub(super) unheld: bool,
     /// When it was last in any trouble of its own.
     pub(super) trouble: u64,
+    pub(super) uplink: Cable,
 }
 
 pub(super) struct World<'a> {
@@ -86,6 +93,10 @@ pub(super) struct World<'a> {
     /// Whom the operator promoted, and where it lives.
     pub(super) promoted: Vec<(Incarnation, usize)>,
     pub(super) unheld_passed: Vec<Node>,
+    /// In what state the guest was yielded to the heir; until the next start.
+    pub(super) yielded: Option<Node>,
+    /// When the machine was last switched over for an uplink.
+    pub(super) switched_at: Option<u64>,
     pub(super) stage: Stage,
     /// When any path between two hosts was last in trouble.
     pub(super) path_trouble: u64,
@@ -131,6 +142,7 @@ impl<'a> World<'a> {
                 // Decided below.
                 unheld: false,
                 trouble: 0,
+                uplink: Cable::default(),
             }
         });
         let computers = computers.collect();
@@ -155,6 +167,8 @@ impl<'a> World<'a> {
             history: History::new(),
             promoted: Vec::new(),
             unheld_passed: Vec::new(),
+            yielded: None,
+            switched_at: None,
             stage: Stage::Faults,
             path_trouble: 0,
             outcome: Outcome::default(),
@@ -180,6 +194,12 @@ impl<'a> World<'a> {
                 unheld = !unheld;
                 let at = world.random.between(600 * MS, FAULTS_END - 900 * MS);
                 world.at(at, Happening::Fault(Fault::Mode { unheld }));
+                // What makes it go wrong is a fault at the same time.
+                if world.random.chance(60) {
+                    let at = (at + world.random.between(0, 200) * MS).saturating_sub(60 * MS);
+                    let fault = Fault::any(&mut world.random);
+                    world.at(at, Happening::Fault(fault));
+                }
             }
         }
         for (at, fault) in Fault::schedule(&mut world.random, 600 * MS, FAULTS_END - 300 * MS) {
@@ -446,6 +466,8 @@ impl<'a> World<'a> {
         }
         let stuck = self.now < computer.stuck_until;
         let drained = computer.process.as_ref().is_none_or(|p| p.inbox.is_empty());
+        let uplink = computer.uplink.state(self.now);
+        self.handle(host, Event::Uplink(uplink));
         self.handle(host, Event::Tick { drained });
         if !stuck {
             self.handle(host, Event::LoopTurned);

@@ -4,8 +4,8 @@ use super::body::Reader;
 use super::{Kind, WireError};
 
 const MAGIC: [u8; 4] = *b"RMLS";
-/// The version of the bodies' encoding.
-pub const VERSION: u16 = 1;
+/// The version of what the two hosts say to each other.
+pub const VERSION: u16 = 2;
 /// The header's length in bytes.
 pub const HEADER: usize = 16;
 /// The longest body, in bytes. A checkpoint is sent in parts below it.
@@ -63,11 +63,13 @@ impl Header {
             return Err(WireError::Magic);
         }
         let version = reader.u16()?;
-        if version != VERSION {
-            return Err(WireError::Version(version));
+        let number = reader.u16()?;
+        let kind = Kind::from_number(number);
+        let ours = kind.map_or(VERSION, Kind::version);
+        if version != ours {
+            return Err(WireError::Version(version, ours));
         }
-        let kind = reader.u16()?;
-        let kind = Kind::from_number(kind).ok_or(WireError::Kind(kind))?;
+        let kind = kind.ok_or(WireError::Kind(number))?;
         let length = reader.u32()? as usize;
         if length > LENGTH_MAX {
             return Err(WireError::Long(length));
@@ -99,7 +101,7 @@ pub(super) fn encode<A: Authenticator>(
 ) {
     let start = out.len();
     out.extend_from_slice(&MAGIC);
-    out.extend_from_slice(&VERSION.to_le_bytes());
+    out.extend_from_slice(&kind.version().to_le_bytes());
     out.extend_from_slice(&(kind as u16).to_le_bytes());
     out.extend_from_slice(&[0; 8]);
     body(out);

@@ -1,6 +1,6 @@
 //! Heartbeats.
 
-use crate::heartbeat::{Activity, ECHOES_MAX, Echo, Heartbeat};
+use crate::heartbeat::{Activity, ECHOES_MAX, Echo, Heartbeat, Uplink};
 
 use super::body::Write;
 use super::frame::{self, Authenticator};
@@ -21,6 +21,8 @@ pub fn encode_heartbeat<A: Authenticator>(beat: &Heartbeat, key: &A, out: &mut V
         });
         out.bool(beat.moves);
         out.bool(beat.whole);
+        out.u8(beat.uplink.up);
+        out.u8(beat.uplink.of);
         let echoes = &beat.echoes[..beat.echoes.len().min(ECHOES_MAX)];
         // At most ECHOES_MAX of them.
         out.u8(u8::try_from(echoes.len()).unwrap_or(0));
@@ -49,6 +51,10 @@ pub fn decode_heartbeat<A: Authenticator>(bytes: &[u8], key: &A) -> Result<Heart
         _ => return Err(WireError::Body("an unknown activity")),
     };
     let (moves, whole) = (body.bool()?, body.bool()?);
+    let (up, of) = (body.u8()?, body.u8()?);
+    if up > of {
+        return Err(WireError::Body("more uplinks are up than there are"));
+    }
     let count = usize::from(body.u8()?);
     if count > ECHOES_MAX {
         return Err(WireError::Body("too many echoes"));
@@ -67,6 +73,7 @@ pub fn decode_heartbeat<A: Authenticator>(bytes: &[u8], key: &A) -> Result<Heart
         moves,
         activity,
         whole,
+        uplink: Uplink { up, of },
         generation,
         echoes,
     })

@@ -25,6 +25,7 @@ fn kind(message: &Message) -> Kind {
         Message::Commit(..) => Kind::Commit,
         Message::Tried(_) => Kind::Tried,
         Message::Bye(_) => Kind::Bye,
+        Message::Yield(_) => Kind::Yield,
         Message::Stopped => Kind::Stopped,
         Message::Digests { .. } => Kind::Digests,
     }
@@ -88,7 +89,10 @@ fn body(message: &Message, out: &mut Vec<u8>) {
             out.session(*session);
             out.u64(epoch.0);
         }
-        Message::Ready(session) | Message::Tried(session) | Message::Bye(session) => {
+        Message::Ready(session)
+        | Message::Tried(session)
+        | Message::Bye(session)
+        | Message::Yield(session) => {
             out.session(*session);
         }
         Message::Digests {
@@ -157,6 +161,7 @@ pub fn decode_message(bytes: &[u8]) -> Result<Message, WireError> {
         Kind::Commit => Message::Commit(body.session()?, body.epoch()?),
         Kind::Tried => Message::Tried(body.session()?),
         Kind::Bye => Message::Bye(body.session()?),
+        Kind::Yield => Message::Yield(body.session()?),
         Kind::Stopped => Message::Stopped,
         Kind::Digests => Message::Digests {
             session: body.session()?,

@@ -6,7 +6,7 @@
 //! ```text
 //!   offset  size  field
 //!        0     4  magic "RMLS"
-//!        4     2  version of the body's encoding
+//!        4     2  version of the encoding of this kind's bodies
 //!        6     2  kind
 //!        8     4  length of the body in bytes
 //!       12     4  CRC-32C of bytes 0 to 11 and of the body
@@ -73,10 +73,12 @@ pub enum Kind {
     Stopped = 26,
     /// [`crate::message::Message::Digests`].
     Digests = 27,
+    /// [`crate::message::Message::Yield`].
+    Yield = 28,
 }
 
 impl Kind {
-    const ALL: [Kind; 17] = [
+    const ALL: [Kind; 18] = [
         Kind::Heartbeat,
         Kind::Request,
         Kind::Answer,
@@ -94,7 +96,18 @@ impl Kind {
         Kind::Bye,
         Kind::Stopped,
         Kind::Digests,
+        Kind::Yield,
     ];
+
+    /// The version of this kind's bodies. What the two hosts say to each other has one version,
+    /// so that different releases are told apart at once; what is stored, or said to the arbiter,
+    /// has not changed since the first.
+    const fn version(self) -> u16 {
+        match self {
+            Kind::Request | Kind::Answer | Kind::Sidecar | Kind::Record => 1,
+            _ => VERSION,
+        }
+    }
 
     fn from_number(number: u16) -> Option<Kind> {
         Kind::ALL.into_iter().find(|kind| *kind as u16 == number)
@@ -117,9 +130,9 @@ pub enum WireError {
     Magic,
     /// The sender speaks another version.
     #[error(
-        "the other side speaks version {0} of the protocol, this one {VERSION}: install the same release on both"
+        "the other side speaks version {0} of the protocol, this one {1}: install the same release on both"
     )]
-    Version(u16),
+    Version(u16, u16),
     /// The kind is unknown.
     #[error("unknown kind of frame: {0}")]
     Kind(u16),

@@ -6,7 +6,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::arbiter::{Answer, Ask, Request};
-use crate::heartbeat::{Activity, Echo, Heartbeat};
+use crate::heartbeat::{Activity, Echo, Heartbeat, Uplink};
 use crate::id::{Epoch, Generation, Incarnation, MachineId, SessionId, Term};
 use crate::message::{Checkpoint, Hello, Message};
 use crate::record::{Change, Phase, Record, Refusal, Right};
@@ -137,14 +137,19 @@ fn heartbeat() -> impl Strategy<Value = Heartbeat> {
         any::<bool>(),
         any::<bool>(),
     );
-    (numbers, incarnation(), activity, vec(echo, 0..=4)).prop_map(
-        |((machine, sent, generation, moves, whole), from, activity, echoes)| Heartbeat {
+    let uplink = (any::<u8>(), any::<u8>()).prop_map(|(a, b)| Uplink {
+        up: a.min(b),
+        of: a.max(b),
+    });
+    (numbers, incarnation(), activity, uplink, vec(echo, 0..=4)).prop_map(
+        |((machine, sent, generation, moves, whole), from, activity, uplink, echoes)| Heartbeat {
             machine: MachineId(machine),
             from,
             sent: Time(sent),
             moves,
             activity,
             whole,
+            uplink,
             generation: Generation(generation),
             echoes,
         },
@@ -375,7 +380,7 @@ fn the_header_is_what_the_text_says() {
     golden.extend_from_slice(&crc32c::crc32c(&golden).to_le_bytes());
     assert_eq!(out, golden);
     out[4] = 9;
-    assert_eq!(decode_message(&out), Err(WireError::Version(9)));
+    assert_eq!(decode_message(&out), Err(WireError::Version(9, VERSION)));
 }
 
 /// A length field is never believed before the bytes are there.

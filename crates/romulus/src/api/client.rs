@@ -75,6 +75,13 @@ impl Client {
         Ok(())
     }
 
+    /// Hands the machine over to the other host; returns when that runs it.
+    pub(crate) fn switchover(&self) -> Result<(), Failure> {
+        // The machine's process says in time what has come of it.
+        self.call(Method::PUT, "/v1/switchover", Bytes::new(), None)?;
+        Ok(())
+    }
+
     /// Lets the machine's process read its file again.
     pub(crate) fn reload(&self) -> Result<Reloaded, Failure> {
         let body = self.call(Method::PUT, "/v1/reload", Bytes::new(), Some(ANSWER))?;

@@ -105,6 +105,12 @@ pub(crate) struct Protection {
     pub(crate) t_b_us: u64,
     /// Whether the arbiter answers.
     pub(crate) arbiter_answers: bool,
+    /// The interfaces of this host that carry the machine's service; empty where none is watched.
+    #[serde(default)]
+    pub(crate) uplinks: Vec<Uplink>,
+    /// How many of the other host's have a carrier, as far as it has told.
+    #[serde(default)]
+    pub(crate) partner_uplinks: Option<Uplinks>,
     /// How far the first full copy is, until the machine is protected.
     pub(crate) copied: Option<Copied>,
     /// Frames that wait for their epoch's commit, and their bytes.
@@ -134,6 +140,24 @@ pub(crate) struct Protection {
     pub(crate) first_writes_mean: u64,
     /// Bytes that were sent to the other host.
     pub(crate) sent_bytes: u64,
+}
+
+/// One interface that carries the machine's service.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Uplink {
+    /// Its name.
+    pub(crate) interface: String,
+    /// Whether it has a carrier.
+    pub(crate) up: bool,
+}
+
+/// How many interfaces have a carrier.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Uplinks {
+    /// So many of them.
+    pub(crate) up: u8,
+    /// All that are watched.
+    pub(crate) of: u8,
 }
 
 /// Progress of a full copy.
@@ -260,6 +284,8 @@ pub(crate) enum Command {
     Resume(Reply<()>),
     /// Run the machine here although newer state may be lost.
     Promote(Reply<()>),
+    /// Hand the machine over to the other host. Answered when that runs it, or will not.
+    Switchover(Reply<()>),
     /// Read the machine file again.
     Reload(Reply<Reloaded>),
 }

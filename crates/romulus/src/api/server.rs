@@ -123,6 +123,7 @@ pub(crate) fn router<C: Control>(control: Arc<C>) -> Router {
         .route("/v1/pause", put(pause::<C>))
         .route("/v1/resume", put(resume::<C>))
         .route("/v1/promote", put(promote::<C>))
+        .route("/v1/switchover", put(switchover::<C>))
         .route("/v1/reload", put(reload::<C>))
         .route("/v1/timing", get(timing::<C>))
         .route("/v1/console", get(console::<C>))
@@ -167,6 +168,10 @@ async fn pause<C: Control>(State(control): State<Arc<C>>) -> Response {
 
 async fn promote<C: Control>(State(control): State<Arc<C>>) -> Response {
     nothing(ask(&*control, Command::Promote).await)
+}
+
+async fn switchover<C: Control>(State(control): State<Arc<C>>) -> Response {
+    nothing(ask(&*control, Command::Switchover).await)
 }
 
 async fn reload<C: Control>(State(control): State<Arc<C>>) -> Response {

@@ -31,6 +31,9 @@ const QUEUE: u64 = 32 << 20;
 /// Held output: a burst of large frames must fit, and a host must not drown in it.
 const QUEUE_RANGE: (u64, u64) = (1 << 20, 4 << 30);
 
+/// Interfaces that are watched at most.
+const UPLINKS_MAX: usize = 16;
+
 /// How a second host protects the machine.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Protection {
@@ -56,6 +59,8 @@ pub struct Protection {
     pub shadow: u64,
     /// Held output at most, in bytes.
     pub queue: u64,
+    /// Interfaces of the host whose carrier the machine's service needs.
+    pub uplink: Vec<String>,
     /// The protocol's time-outs.
     pub timing: Timing,
     /// When epochs end.
@@ -157,6 +162,7 @@ impl Reader<'_> {
                 .parse("queue", v, parse_queue)
                 .map(Spanned::into_inner)
         });
+        let uplink = self.uplink(&mut section);
         let timing = self.timing(&mut section);
         let limits = self.limits(&mut section);
         let hosts = section.sections("host");
@@ -187,6 +193,7 @@ impl Reader<'_> {
             lock_memory: lock_memory?,
             shadow: shadow?,
             queue: queue?,
+            uplink: uplink?,
             timing: timing?,
             limits: limits?,
         })
@@ -292,6 +299,27 @@ impl Reader<'_> {
         }
     }
 
+    /// The interfaces whose carrier matters.
+    fn uplink(&self, section: &mut Section<'_, '_>) -> Option<Vec<String>> {
+        let Some(value) = section.take("uplink") else {
+            return Some(Vec::new());
+        };
+        let span = value.span();
+        let names = section.list("uplink", value, values::check_interface)?;
+        if names.len() > UPLINKS_MAX {
+            return self.problems.at(
+                span,
+                format!("`uplink` takes at most {UPLINKS_MAX} interfaces; where several carry the same network, give their bond"),
+            );
+        }
+        if let Some(name) = twice(&names) {
+            return self
+                .problems
+                .at(span, format!("`uplink` names {name} twice"));
+        }
+        Some(names)
+    }
+
     /// The time-outs. Those that the file leaves out are as long in relation to `t_b` as the defaults are.
     fn timing(&self, section: &mut Section<'_, '_>) -> Option<Timing> {
         let default = Timing::default();
@@ -314,6 +342,10 @@ impl Reader<'_> {
             *field = scaled(*field, t_b, default.t_b);
             whole &= given.take(section, key, field);
         }
+        // A cable is no faster out where T_b is longer.
+        whole &= given.take(section, "t_uplink", &mut timing.t_uplink);
+        timing.t_hold = timing.t_hold.max(timing.t_uplink);
+        whole &= given.take(section, "t_hold", &mut timing.t_hold);
         if let Some(value) = section.take("rho_ppm") {
             let span = value.span();
             match section.integer("rho_ppm", value, 1, 999_999) {
@@ -336,6 +368,7 @@ impl Reader<'_> {
                     TimingError::Overlap { .. } => &["t_p", "t_b", "rho_ppm"],
                     TimingError::Order(first, _) if first.contains("stall") => &["stall"],
                     TimingError::Order("T_closed", _) => &["t_closed"],
+                    TimingError::Order("t_uplink", _) => &["t_hold", "t_uplink"],
                     TimingError::Order("T_b", _) => &["t_b_max", "t_b"],
                     TimingError::Order(_, "T_c") => &["t_c", "t_b_max"],
                     TimingError::Order(_, "T_cold") => &["t_cold", "t_b_max"],
@@ -484,6 +517,12 @@ impl<'a> Parties<'a> {
         }
         self.addresses.push((new, whose.to_owned()));
     }
+}
+
+/// The first name that comes a second time.
+fn twice(names: &[String]) -> Option<&String> {
+    let again = |(at, name): &(usize, &String)| names[..*at].contains(name);
+    names.iter().enumerate().find(again).map(|(_, name)| name)
 }
 
 /// `default` in relation to the `t_b` that the file gives.

@@ -53,6 +53,7 @@ fn the_example_is_read_with_its_defaults() {
     assert_eq!((protection.insecure, protection.lock_memory), (false, true));
     assert_eq!((protection.shadow, protection.queue), (512 << 20, 32 << 20));
     assert_eq!(protection.keep, Keep::default());
+    assert_eq!(protection.uplink, [""; 0]);
     assert_eq!(protection.timing, Timing::default());
     assert_eq!(protection.limits, Limits::default());
     assert_eq!(protection.warnings(), [""; 0]);
@@ -81,6 +82,9 @@ heartbeat = "10ms"
 stall = "60ms"
 retry = "70ms"
 poll = "700ms"
+uplink = ["eth1", "bond0.7"]
+t_uplink = "300ms"
+t_hold = "20s"
 rho_ppm = 200
 epoch_shortest = "20ms"
 epoch_longest = "200ms"
@@ -116,6 +120,8 @@ guest_share = 0.7"#,
         ],
         [4000, 10, 60, 70, 700].map(ms)
     );
+    assert_eq!(protection.uplink, ["eth1", "bond0.7"]);
+    assert_eq!([timing.t_uplink, timing.t_hold], [300, 20_000].map(ms));
     assert_eq!(timing.rho_ppm, 200);
     let limits = &protection.limits;
     assert_eq!(
@@ -421,4 +427,34 @@ fn wrong_flows_are_refused() {
         ));
         assert!(error.to_string().contains(expected), "{flow}: {error}");
     }
+}
+
+#[test]
+fn uplinks_are_interfaces_and_their_times_stay_what_they_are() {
+    let timing = protection(&with("t_b = '250ms'")).timing;
+    let default = Timing::default();
+    assert_eq!(
+        [timing.t_uplink, timing.t_hold],
+        [default.t_uplink, default.t_hold],
+        "a longer T_b makes no cable slower"
+    );
+    let slow = protection(&with("t_uplink = '30s'")).timing;
+    assert_eq!(slow.t_hold, slow.t_uplink);
+    for (keys, expected) in [
+        ("uplink = 'eth1'", "must be a list"),
+        ("uplink = [1]", "must be text"),
+        ("uplink = ['eth1', 'a/b']", "not an interface name"),
+        ("uplink = ['eth1', 'eth1']", "twice"),
+        (
+            "t_uplink = '2s'\nt_hold = '1s'",
+            "t_uplink must be at most t_hold",
+        ),
+        ("t_uplink = '0s'", "t_uplink"),
+    ] {
+        let error = refused(&with(keys)).to_string();
+        assert!(error.contains(expected), "{keys}: {error}");
+    }
+    let many: Vec<String> = (0..17).map(|n| format!("'eth{n}'")).collect();
+    let error = refused(&with(&format!("uplink = [{}]", many.join(", ")))).to_string();
+    assert!(error.contains("at most 16"), "{error}");
 }

@@ -118,6 +118,27 @@ impl<'i, 'p> Section<'i, 'p> {
         }
     }
 
+    /// A list of texts, each of which `read` turns into a value.
+    pub(super) fn list<T, E: Display>(
+        &self,
+        key: &str,
+        value: Value<'i>,
+        read: impl Fn(&str) -> Result<T, E>,
+    ) -> Option<Vec<T>> {
+        let span = value.span();
+        match value.into_inner() {
+            DeValue::Array(array) => {
+                // Every wrong one is told, not only the first.
+                let parsed: Vec<Option<T>> = array
+                    .into_iter()
+                    .map(|element| self.parse(key, element, &read).map(Spanned::into_inner))
+                    .collect();
+                parsed.into_iter().collect()
+            }
+            other => self.wrong_type(span, key, "a list of texts in quotes", &other),
+        }
+    }
+
     /// A whole number from `least` to `most`.
     pub(super) fn integer(
         &self,

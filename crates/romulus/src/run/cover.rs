@@ -22,6 +22,8 @@ pub(super) trait Protector: Send + Sync {
     fn stop(&self);
     /// The operator lets this host run the machine.
     fn promote(&self);
+    /// Hands the machine over to the other host, if that can be; news say what comes of it.
+    fn switch_over(&self);
     /// Which output is held from now on.
     fn set_mode(&self, mode: Mode);
     /// Waits until its threads have ended.
@@ -61,6 +63,10 @@ impl Protector for Real {
 
     fn promote(&self) {
         self.ask(Engine::promote);
+    }
+
+    fn switch_over(&self) {
+        self.ask(Engine::switch_over);
     }
 
     fn set_mode(&self, mode: Mode) {
@@ -148,6 +154,20 @@ impl Cover {
         protection.partner = status.partner.map(|partner| partner.to_string());
         protection.t_b_us = microseconds(host.t_b);
         protection.arbiter_answers = host.arbiter_answers;
+        let watched = file.uplink.iter().zip(&status.uplinks);
+        protection.uplinks = watched
+            .map(|(interface, up)| model::Uplink {
+                interface: interface.clone(),
+                up: *up,
+            })
+            .collect();
+        protection.partner_uplinks = host
+            .partner_uplink
+            .filter(|uplink| uplink.is_watched())
+            .map(|uplink| model::Uplinks {
+                up: uplink.up,
+                of: uplink.of,
+            });
         protection.copied = status
             .copied
             .filter(|_| !protection.protected)

@@ -91,6 +91,7 @@ fn forward(events: mpsc::Sender<Event>) -> Result<mpsc::Sender<Report>, Failure>
                 },
                 Report::Idle => News::Idle,
                 Report::Protected(protected) => News::Protected(protected),
+                Report::Stays(why) => News::Stays(why.to_string()),
                 Report::Ended(ended) => News::Ended(ended),
                 // The engine has logged it.
                 Report::Notice(_) => continue,
@@ -166,6 +167,7 @@ fn settings(file: &MachineFile, me: usize) -> Result<Settings, Failure> {
         shadow: protection.shadow,
         queue: protection.queue,
         lock_memory: protection.lock_memory,
+        uplink: protection.uplink.clone(),
         reboot: file.on_reboot == After::Restart,
         tracking: tracking(),
     })

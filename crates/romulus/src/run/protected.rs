@@ -12,7 +12,7 @@ use super::{
     waiters::Waiters,
 };
 use crate::{
-    api::model::{Command, Refusal, Reloaded, State},
+    api::model::{Command, Refusal, Reloaded, Reply, State},
     config::{MachineFile, Protection},
     exit::{Code, Failure},
 };
@@ -48,6 +48,8 @@ pub(crate) enum News {
     Idle,
     /// The machine is protected, or no longer.
     Protected(bool),
+    /// A switchover came to nothing: why the machine stays.
+    Stays(String),
     /// The engine has ended.
     Ended(EngineEnded),
 }
@@ -58,6 +60,7 @@ impl std::fmt::Debug for News {
             Self::Running { term, .. } => write!(f, "Running in term {term}"),
             Self::Idle => f.write_str("Idle"),
             Self::Protected(protected) => write!(f, "Protected({protected})"),
+            Self::Stays(why) => write!(f, "Stays: {why}"),
             Self::Ended(ended) => write!(f, "Ended({ended:?})"),
         }
     }
@@ -88,6 +91,8 @@ pub(super) struct Protected {
     /// The guest asked for a reset and does not run again yet.
     resetting: bool,
     waiters: Waiters,
+    /// Who has asked for a switchover and waits to hear what comes of it.
+    movers: Vec<Reply<()>>,
 }
 
 impl Protected {
@@ -108,6 +113,7 @@ impl Protected {
             stage: Stage::Up,
             resetting: false,
             waiters: Waiters::default(),
+            movers: Vec::new(),
         }
     }
 
@@ -202,6 +208,10 @@ impl Protected {
             Command::Stop(timeout, reply) => {
                 self.waiters.add(reply);
                 return self.stop(engine, timeout);
+            }
+            Command::Switchover(reply) => {
+                self.movers.push(reply);
+                return engine.switch_over();
             }
             Command::Reload(reply) => {
                 // Who asked may have left.
@@ -341,6 +351,7 @@ impl Protected {
                 }
                 self.shared.set_cover(Cover::since_now(protected));
             }
+            News::Stays(why) => self.moved(&Err(Refusal::new(why))),
             News::Ended(ended) => return self.ended(ended),
         }
         Next::Continue
@@ -372,6 +383,11 @@ impl Protected {
         self.shared.set_cover(Cover::default());
         let role = engine.status().map(|status| status.host.role);
         let ours = matches!(role, Some(RoleName::Primary | RoleName::Ended));
+        self.moved(&if ours {
+            Err(Refusal::new("the guest has ended, or is started anew"))
+        } else {
+            Ok(())
+        });
         match self.stage {
             Stage::Up if ours => {
                 self.resetting = true;
@@ -390,6 +406,14 @@ impl Protected {
                 ),
             ),
             Stage::Leaving(..) => {}
+        }
+    }
+
+    /// Tells all who have asked for a switchover what has come of it.
+    fn moved(&mut self, result: &Result<(), Refusal>) {
+        for reply in self.movers.drain(..) {
+            // Who asked may have left.
+            let _ = reply.send(result.clone());
         }
     }
 

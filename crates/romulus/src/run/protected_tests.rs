@@ -16,6 +16,7 @@ use romulus_engine::{Ended as EngineEnded, OutputFigures, PhaseTimes, Status};
 use romulus_machine::{Exit, Statistics};
 use romulus_network::Mode;
 use romulus_protocol::{
+    heartbeat::Uplink,
     host::{RoleName, Status as HostStatus},
     id::{Epoch, Generation, Incarnation, MachineId, Term},
     record::{Phase, Record},
@@ -76,7 +77,10 @@ fn waiting() -> Status {
             protected_since: None,
             t_b: Duration::from_millis(100),
             arbiter_answers: true,
+            uplink: Uplink::default(),
+            partner_uplink: None,
         },
+        uplinks: Vec::new(),
         incarnation: incarnation(1),
         partner: None,
         copied: None,
@@ -100,6 +104,7 @@ struct Engine {
     status: Mutex<Status>,
     stops: AtomicU32,
     promotes: AtomicU32,
+    switchovers: AtomicU32,
     modes: Mutex<Vec<&'static str>>,
     joins: AtomicU32,
     events: mpsc::Sender<Event>,
@@ -146,6 +151,9 @@ impl Protector for EngineHandle {
     fn promote(&self) {
         self.0.promotes.fetch_add(1, Ordering::SeqCst);
     }
+    fn switch_over(&self) {
+        self.0.switchovers.fetch_add(1, Ordering::SeqCst);
+    }
     fn set_mode(&self, mode: Mode) {
         self.0.modes.lock().unwrap().push(mode.name());
     }
@@ -163,6 +171,7 @@ fn start(keys: &str) -> (Running<Engine>, Arc<Engine>) {
                 status: Mutex::new(waiting()),
                 stops: AtomicU32::default(),
                 promotes: AtomicU32::default(),
+                switchovers: AtomicU32::default(),
                 modes: Mutex::default(),
                 joins: AtomicU32::default(),
                 events,
@@ -459,5 +468,48 @@ fn a_new_engine_has_the_mode_in_force() {
     assert_eq!(*second.modes.lock().unwrap(), ["split"]);
     running.send(Event::Signal(SIGTERM));
     second.tell(News::Ended(EngineEnded::Stopped));
+    running.end();
+}
+
+/// Asks for a switchover as the control interface does, and gives where the answer comes.
+fn switch_over(
+    running: &Running<Engine>,
+    engine: &Engine,
+) -> oneshot::Receiver<Result<(), Refusal>> {
+    let (reply, answer) = oneshot::channel();
+    running.send(Event::Command(Command::Switchover(reply)));
+    wait(&engine.switchovers);
+    answer
+}
+
+#[test]
+fn a_switchover_is_answered_when_the_other_host_runs_the_machine() {
+    let (running, engine) = start("");
+    engine.runs(3, false);
+    running.wait_state(State::Running);
+    let mut answer = switch_over(&running, &engine);
+    assert!(answer.try_recv().is_err(), "nothing has come of it yet");
+    *engine.status.lock().unwrap() = role(RoleName::Waiting);
+    engine.tell(News::Idle);
+    assert_eq!(answer.blocking_recv().unwrap(), Ok(()));
+    running.wait_state(State::Standby);
+    engine.tell(News::Ended(EngineEnded::Stopped));
+    running.end();
+}
+
+#[test]
+fn who_asked_for_a_switchover_hears_why_the_machine_stays() {
+    let (running, engine) = start("");
+    engine.runs(3, false);
+    running.wait_state(State::Running);
+    let answer = switch_over(&running, &engine);
+    engine.tell(News::Stays("the machine is not protected now".into()));
+    let refusal = answer.blocking_recv().unwrap().unwrap_err();
+    assert!(refusal.error.contains("not protected"), "{refusal:?}");
+    // The guest's end is no switchover.
+    let answer = switch_over(&running, &engine);
+    engine.tell(News::Idle);
+    assert!(answer.blocking_recv().unwrap().is_err());
+    engine.tell(News::Ended(EngineEnded::Guest(Exit::PoweredOff)));
     running.end();
 }

@@ -200,7 +200,9 @@ impl Supervisor {
             }
             Command::Pause(reply) => (reply, self.pause(guest)),
             Command::Resume(reply) => (reply, self.resume(guest)),
-            Command::Promote(reply) => (reply, Err(Refusal::new(UNPROTECTED))),
+            Command::Promote(reply) | Command::Switchover(reply) => {
+                (reply, Err(Refusal::new(UNPROTECTED)))
+            }
             Command::Reload(reply) => {
                 // Who asked may have left.
                 let _ = reply.send(Err(Refusal::new(UNPROTECTED)));

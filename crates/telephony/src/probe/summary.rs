@@ -129,3 +129,69 @@ fn share(part: u64, all: u64) -> f64 {
         part as f64 / all as f64
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::Summary;
+    use crate::{
+        media::{Account, Header, INTERVAL, Mark, Playout, SAMPLES, Sent},
+        probe::StreamOutcome,
+    };
+    use std::time::Duration;
+
+    /// A stream of 100 packets, each `delay` ms on its way; the first `lost` of its second half do not arrive.
+    fn stream(delay: u64, lost: u32) -> StreamOutcome {
+        let mut account = Account::default();
+        for index in (0..50).chain(50 + lost..100_u32) {
+            let mark = Mark {
+                run: 1,
+                stream: 0,
+                index,
+                sent: INTERVAL * index,
+            };
+            let header = Header {
+                marker: false,
+                payload_type: 0,
+                sequence: (index & 0xffff) as u16,
+                timestamp: index * SAMPLES,
+                ssrc: 1,
+            };
+            account.arrived(mark.sent + Duration::from_millis(delay), &header, &mark);
+        }
+        let sent = Sent {
+            packets: 100,
+            first: Duration::ZERO,
+            last: INTERVAL * 99,
+            longest_gap: INTERVAL,
+        };
+        StreamOutcome {
+            report: account.report(sent, Playout::default()),
+            account,
+            sent,
+        }
+    }
+
+    #[test]
+    fn figures_are_over_all_packets_and_the_worst_stream() {
+        let streams = [stream(5, 0), stream(15, 20)];
+        let summary = Summary::over(streams.iter());
+        assert_eq!((summary.streams, summary.sent, summary.lost), (2, 200, 20));
+        assert!((summary.loss_percent - 10.0).abs() < 1e-9);
+        assert!((summary.longest_gap_ms - 420.0).abs() < 1e-6);
+        assert!((summary.sender_gap_ms - 20.0).abs() < 1e-6);
+        assert_eq!(summary.delay_p50_ms, Some(5.0));
+        assert_eq!(summary.delay_p99_ms, Some(15.0));
+        let (worst, mean) = (summary.mos_min.unwrap(), summary.mos_mean.unwrap());
+        assert!((worst - streams[1].report.mos).abs() < 1e-9 && worst < mean);
+        assert_eq!(Summary::over([].iter()).mos_min, None);
+    }
+
+    #[test]
+    fn media_flows_after_a_moment_if_at_least_half_of_it_arrives() {
+        let after = |stream: StreamOutcome, ms| stream.flowed_since(Duration::from_millis(ms));
+        assert!(after(stream(5, 20), 1000));
+        assert!(!after(stream(5, 30), 1000));
+        // Nothing was sent after the end.
+        assert!(!after(stream(5, 0), 1980));
+    }
+}

@@ -28,6 +28,8 @@ pub(crate) enum Fault {
     Backup,
     /// The arbiter is gone when the primary's host loses its power
     Arbiter,
+    /// The primary's service uplink is gone, the backup's is there
+    Uplink,
 }
 
 impl Fault {
@@ -39,6 +41,7 @@ impl Fault {
             Self::Restart => "process-restarted",
             Self::Backup => "backup-killed",
             Self::Arbiter => "arbiter-gone-before",
+            Self::Uplink => "uplink-gone",
         }
     }
 }

@@ -33,6 +33,12 @@ pub(crate) struct Cover {
     pub(crate) epoch: u64,
     /// `T_b` as it is now, in microseconds.
     pub(crate) t_b_us: u64,
+    /// This host's uplinks.
+    #[serde(default)]
+    pub(crate) uplinks: Vec<Uplink>,
+    /// How many of the other host's are up.
+    #[serde(default)]
+    pub(crate) partner_uplinks: Option<Uplinks>,
     /// How far a full copy is.
     pub(crate) copied: Option<Copied>,
     /// Mean of the pages that an epoch dirtied.
@@ -43,6 +49,20 @@ pub(crate) struct Cover {
     pub(crate) sent_again_frames: u64,
     /// Input that the guest was given again at the takeover.
     pub(crate) given_again_frames: u64,
+}
+
+/// One uplink.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub(crate) struct Uplink {
+    /// It has a carrier.
+    pub(crate) up: bool,
+}
+
+/// Some uplinks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+pub(crate) struct Uplinks {
+    /// So many have a carrier.
+    pub(crate) up: u8,
 }
 
 /// How far a full copy is, in pages.

@@ -4,10 +4,8 @@ use super::{Scenario, case::Case};
 use crate::{
     assets::{Assets, Image},
     capture::Capture,
-    contacts,
     machine_file::{FIRST_GUEST, address},
     pair::unix_seconds,
-    process, sipp,
     softphone::{Media, Softphone},
 };
 use anyhow::{Context as _, Result, ensure};
@@ -36,20 +34,21 @@ pub(super) const ALL: &[Scenario] = &[
     )
     .with_softphone()
     .host_mib(3072),
-    Scenario::new(
-        "relays/one-machine",
-        "a call whose media and signalling go through one machine",
-        &[Image::PBX_RTPPROXY_12],
-        one_machine,
-    )
-    .with_softphone(),
     Scenario::pair(
         "relays/encrypted",
         "a call over DTLS-SRTP goes on across a loss of power, without another handshake",
         &[Image::PBX_12],
-        encrypted,
+        |case| encrypted(case, "net"),
     )
     .with_softphone(),
+    Scenario::pair(
+        "relays/encrypted-split",
+        "the same in mode split, where nothing tells SRTP from RTP",
+        &[Image::PBX_12],
+        |case| encrypted(case, "split"),
+    )
+    .with_softphone()
+    .only_full(),
 ];
 
 /// How long a state may take to be said once it is so.
@@ -79,12 +78,6 @@ fn two_machines(case: &Case, relay: &str, image: Image) -> Result<()> {
     sip.still_runs()
 }
 
-fn one_machine(case: &Case) -> Result<()> {
-    let running = case.boot(case.machine("pbx", Image::PBX_RTPPROXY_12, 0)?)?;
-    plain_call(case, address(0))?;
-    running.still_runs()
-}
-
 /// A call through machine 0, whose media must go by `relay`, both ways.
 fn plain_call(case: &Case, relay: Ipv4Addr) -> Result<()> {
     let client = case.lab.client();
@@ -100,8 +93,12 @@ fn plain_call(case: &Case, relay: Ipv4Addr) -> Result<()> {
     wire.all_by(relay, PLAIN_LENGTH, 0.0).map(drop)
 }
 
-fn encrypted(case: &Case) -> Result<()> {
-    let mut pair = case.protected(Image::PBX_12)?;
+fn encrypted(case: &Case, mode: &str) -> Result<()> {
+    let mut pair = case.protected_with(Image::PBX_12, |file| {
+        if let Some(protection) = &mut file.protection {
+            protection.mode = Some(mode.to_owned());
+        }
+    })?;
     let mut call = EncryptedCall::begin(case.lab.client(), tree(&case.assets)?)?;
     let cut = pair.cut_power(0)?;
     pair.wait_runs(1)?;
@@ -172,14 +169,10 @@ fn tree(assets: &Assets) -> Result<&Path> {
 /// The softphones of alice and bob, registered at machine 0.
 fn phones(client: &lab::Client, tree: &Path, media: Media) -> Result<(Softphone, Softphone)> {
     let phone = |user| Softphone::start(client, tree, FIRST_GUEST, user, media);
-    let phones = (phone("alice")?, phone("bob")?);
-    let users = ["alice", "bob"].map(str::to_owned);
-    process::poll(SOON, Duration::from_millis(200), || {
-        let missing = contacts::missing(client, sipp::sip(FIRST_GUEST), &users)?;
-        Ok(missing.is_empty().then_some(()))
-    })?
-    .context("the softphones do not register")?;
-    Ok(phones)
+    let (mut alice, mut bob) = (phone("alice")?, phone("bob")?);
+    alice.wait_registered(SOON)?;
+    bob.wait_registered(SOON)?;
+    Ok((alice, bob))
 }
 
 /// Waits until a phone has decoded a few seconds more of sound.

@@ -53,7 +53,7 @@ struct Done {
 /// A run, and what of it is done.
 pub(crate) struct Run {
     path: PathBuf,
-    journal: Journal<Entry>,
+    journal: Journal,
     begun: Begun,
     done: Vec<Done>,
 }
@@ -292,8 +292,8 @@ mod tests {
     fn work_whose_lines_do_not_fit_is_done_again() {
         let folder = tempfile::tempdir().unwrap();
         broken_off(folder.path());
-        let journal: Journal<Entry> = Journal::new(&folder.path().join(FILE));
-        let mut entries = journal.entries().unwrap();
+        let journal = Journal::new(&folder.path().join(FILE));
+        let mut entries = journal.entries::<Entry>().unwrap();
         let Some(Entry::Done(done)) = entries.pop() else {
             panic!("the last entry is no work")
         };

@@ -4,9 +4,9 @@ use super::tally::Tally;
 use crate::{
     assets::{Assets, Image, Wanted},
     compile::target_folder,
-    journal::Journal,
+    journal::{self, Journal},
     process::{self, THIS_PROGRAM},
-    report::{self, Report, Row as Measured, Target},
+    report::{Report, Row as Measured, Target},
     scenarios::table::{Entry, Job, ROW_LIMIT, Row},
 };
 use anyhow::{Context as _, Result};
@@ -83,19 +83,14 @@ pub(super) fn run(plan: &Plan, tally: &mut Tally) -> Result<Table> {
         .tempdir()?;
     let list = folder.path().join("assets.json");
     assets.write(&list)?;
-    let kept = target_folder().join("fault-table");
-    fs::create_dir_all(&kept).with_context(|| format!("making {}", kept.display()))?;
-    let path = if plan.full {
-        // What another version did is no part of this run.
-        kept.join(format!("{}-seed-{}.jsonl", report::commit(), plan.seed))
-    } else {
-        folder.path().join("journal.jsonl")
-    };
     let stage = Stage {
         plan,
         list,
-        journal: Journal::new(&path),
-        path,
+        journal: if plan.full {
+            journal::of_run("table", plan.seed)?
+        } else {
+            Journal::new(&folder.path().join("journal.jsonl"))
+        },
     };
     stage.play_all(tally)
 }
@@ -103,8 +98,7 @@ pub(super) fn run(plan: &Plan, tally: &mut Tally) -> Result<Table> {
 struct Stage<'a> {
     plan: &'a Plan,
     list: PathBuf,
-    journal: Journal<Entry>,
-    path: PathBuf,
+    journal: Journal,
 }
 
 impl Stage<'_> {
@@ -153,8 +147,7 @@ impl Stage<'_> {
             })?;
         }
         if self.plan.full {
-            // The next run of the same command begins anew.
-            fs::rename(&self.path, self.path.with_extension("done.jsonl"))?;
+            self.journal.close()?;
         }
         Ok(Table {
             rows: self.plan.rows.clone(),
@@ -165,7 +158,7 @@ impl Stage<'_> {
     /// Plays rows in a lab of their own until one fails. `take` gets each outcome as soon as it is written down, with the
     /// folder of its logs; at least that of the first row.
     fn course(&self, batch: &[Job], number: u32, mut take: impl FnMut(Entry, &Path)) -> Result<()> {
-        let before = self.journal.entries()?.len();
+        let before = self.journal.entries::<Entry>()?.len();
         let folder = target_folder()
             .join("lab-logs/table")
             .join(format!("course-{number}"));
@@ -224,7 +217,7 @@ impl Stage<'_> {
             .arg("--logs")
             .arg(folder)
             .arg("--journal")
-            .arg(&self.path)
+            .arg(self.journal.path())
             .arg("--assets")
             .arg(&self.list)
             .stdin(Stdio::null())

@@ -13,6 +13,11 @@ impl Draw {
         Self(Random::named(seed, &format!("{row} {round}")))
     }
 
+    /// The next number.
+    pub(crate) fn next_number(&mut self) -> u64 {
+        self.0.number()
+    }
+
     /// A time within a range of milliseconds.
     pub(crate) fn milliseconds(&mut self, range: Range<u64>) -> Duration {
         Duration::from_millis(self.0.between(range.start, range.end))

@@ -1,4 +1,4 @@
-//! What was run of the table.
+//! How rows ended.
 
 use serde::{Deserialize, Serialize};
 

@@ -7,6 +7,7 @@ mod load;
 mod paths;
 mod processes;
 mod split;
+mod switchovers;
 
 use super::stand::Stand;
 use anyhow::Result;
@@ -63,6 +64,7 @@ pub(crate) fn all() -> Vec<&'static Row> {
     [
         hosts::ALL,
         paths::ALL,
+        switchovers::ALL,
         processes::ALL,
         arbiter::ALL,
         guests::ALL,

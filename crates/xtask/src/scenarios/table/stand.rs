@@ -128,6 +128,7 @@ impl<'a> Stand<'a> {
                 // As the documents advise for hosts that are virtual machines.
                 protection.t_b_max = Some("2s".to_owned());
                 protection.t_cold = Some("3s".to_owned());
+                protection.uplink = Some(vec![Network::Service.interface().to_owned()]);
             }
         };
         let stand = Self {
