@@ -286,6 +286,7 @@ fn plot(crossing: &Crossing) -> Plot<'static> {
     let series = |(transport, outcome): &(Transport, sipp::Outcome)| Series {
         name: transport.name().to_owned(),
         points: outcome.timeline_since(began),
+        joined: false,
     };
     Plot {
         title: "REGISTER response times across a power cut",
