@@ -183,6 +183,21 @@ fn what_goes_wrong_is_told() {
     assert_eq!((outcome.completed(), outcome.calls.len()), (0, 1));
     assert!(outcome.calls[0].failure.is_none());
 
+    // A call that ended well, and no media after the event.
+    let early = End::HangUp {
+        at: Moment::Start(ms(300)),
+        by: Side::Caller,
+    };
+    let scripts = vec![Script {
+        end: early,
+        ..PLAIN
+    }];
+    let probe = start(&server, Transport::Udp, Connections::Shared, scripts);
+    until("the call is over", || probe.progress().done);
+    probe.event();
+    let outcome = probe.finish(LIMIT);
+    assert_eq!((outcome.completed(), outcome.preserved()), (1, 0));
+
     // Nobody there.
     let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = socket.local_addr().unwrap();
