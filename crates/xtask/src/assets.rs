@@ -11,7 +11,7 @@ use std::{
 };
 
 /// Debian packages with the programs that the jobs themselves run, beyond what the lab and the images need.
-const PACKAGES: [&str; 4] = ["sip-tester", "ethtool", "iperf3", "iproute2"];
+const PACKAGES: [&str; 5] = ["sip-tester", "ethtool", "iperf3", "iproute2", "tshark"];
 
 /// A guest's image: which recipe, on which release, from RAM alone or with a disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -244,6 +244,7 @@ fn plot(looks: &[Look]) -> Plot<'static> {
             .iter()
             .filter_map(|look| Some((look.seconds, look.t_b_ms[side]?)))
             .collect(),
+        joined: true,
     });
     Plot {
         title: "T_b on two busy hosts",

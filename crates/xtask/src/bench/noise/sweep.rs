@@ -289,6 +289,7 @@ fn plot(values: &[Value]) -> Plot<'static> {
             .iter()
             .filter_map(|ms| Some((value.an_hour(value.takeovers)?, *ms)))
             .collect(),
+        joined: false,
     });
     Plot {
         title: "What a shorter T_b gains and costs on busy hosts",
