@@ -16,7 +16,7 @@ while read -r module; do
     # Emulated hosts have the same clock, and on a busy computer each takes it for another one's: KVM would not load the
     # other host's state.
     parameters=
-    [ "$module" != kvm.ko ] || parameters=tsc_tolerance_ppm=100000
+    [ "$module" != kvm.ko ] || parameters=tsc_tolerance_ppm=900000
     # shellcheck disable=SC2086 # each a word
     insmod "/lib/mods/$module" $parameters || echo "lab: the module $module was not loaded"
 done < /lib/mods/order
