@@ -45,6 +45,11 @@ impl Image {
         recipe: "registrar-keepalived",
         ..Self::REGISTRAR_12
     };
+    /// Kamailio on Debian 12, which also redirects and passes calls on to anywhere.
+    pub(crate) const SIPSTONE_12: Self = Self {
+        recipe: "sipstone",
+        ..Self::REGISTRAR_12
+    };
     /// rtpengine on Debian 12, for a SIP server on another machine.
     pub(crate) const MEDIA_RTPENGINE_12: Self = Self {
         recipe: "media-rtpengine",

@@ -94,7 +94,7 @@ fn list() -> Result<()> {
     for name in guest_names() {
         let recipe = Recipe::read(&guests, &name)?;
         println!(
-            "{name:<12} {:>6} MiB  {}",
+            "{name:<20} {:>6} MiB  {}",
             recipe.memory_mib, recipe.summary
         );
     }

@@ -54,8 +54,8 @@ const TIMELESS: world::Setting = world::Setting {
     timing: TIMING,
     unheld: false,
     ticks: [TICK; 2],
-    // One and a half T_cold, and more.
-    horizon: Duration::from_millis(18),
+    // One and a half T_cold, twice T_b, and more.
+    horizon: Duration::from_millis(22),
 };
 
 /// The `life`th process of a host. The lowest byte is the host: [`Incarnation`] explains why.

@@ -13,7 +13,7 @@ use super::calm::Calm;
 use super::world::{Link, World};
 
 /// How many heartbeats a silence lasts: longer than any time-out.
-const SILENCE: u32 = 16;
+const SILENCE: u32 = 22;
 /// Rounds of heartbeats: the last tick sees the echo of what the first one sent.
 const ROUNDS: u32 = 3;
 
@@ -73,6 +73,8 @@ pub(super) enum Step {
     CannotLoad { host: usize },
     /// The replica turns out broken.
     ReplicaLost { host: usize },
+    /// The operator asks for a switchover.
+    Switchover { host: usize },
 }
 
 /// The model.
@@ -213,6 +215,10 @@ impl World {
             Step::Execute { host } => self.execute(host),
             Step::Seal { host } => self.seal(host),
             Step::Kill { host } => self.kill(host),
+            Step::Switchover { host } => {
+                self.switchovers -= 1;
+                self.handle(host, Event::Switchover);
+            }
             Step::Start { host } => self.start(host),
             Step::CannotLoad { host } => {
                 if let Some(process) = &mut self.computers[host].process {
@@ -279,6 +285,9 @@ impl Pair {
             }
         }
         steps.push(Step::Kill { host });
+        if world.switchovers > 0 && world.role(host) == Some(RoleName::Primary) {
+            steps.push(Step::Switchover { host });
+        }
         if world.late[host].is_none() {
             steps.push(Step::Delay { host });
         }

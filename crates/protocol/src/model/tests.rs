@@ -30,6 +30,12 @@ const TWO_SESSIONS: Bounds = Bounds {
 const BEATS: usize = 1;
 const STEPS: u8 = 6;
 
+/// One switchover, from a protected pair on; and whatever fails meanwhile.
+const SWITCHOVER: Bounds = Bounds {
+    generations: 4,
+    ..SMALL
+};
+
 /// For guards that only two faults show.
 const TWO_FAULTS: Bounds = Bounds { faults: 2, ..SMALL };
 
@@ -67,8 +73,20 @@ fn without(guard: Option<Guard>) -> Guards {
 }
 
 fn check_pair(guard: Option<Guard>, bounds: Bounds, most: usize) -> Outcome {
+    let first = World::beginnings(without(guard), &TIMELESS).expect("a pair that is protected");
+    check_from(first.to_vec(), bounds, most)
+}
+
+/// A protected pair whose operator asks for a switchover at some time.
+fn switchover(guard: Option<Guard>) -> Outcome {
+    let first = World::beginnings(without(guard), &TIMELESS).expect("a pair that is protected");
+    let [mut protected, _] = first;
+    protected.switchovers = 1;
+    check_from(vec![protected], SWITCHOVER, ALL)
+}
+
+fn check_from(mut first: Vec<World>, bounds: Bounds, most: usize) -> Outcome {
     let began = Instant::now();
-    let mut first = World::beginnings(without(guard), &TIMELESS).expect("a pair that is protected");
     for world in &mut first {
         world.faults = bounds.faults;
         world.normalise(true);
@@ -76,7 +94,7 @@ fn check_pair(guard: Option<Guard>, bounds: Bounds, most: usize) -> Outcome {
     let pair = Pair {
         bounds,
         calm: Calm::default(),
-        first: first.to_vec(),
+        first,
     };
     let checker = pair.checker().finish_when(HasDiscoveries::AnyFailures);
     let checker = checker.target_state_count(most).spawn_bfs().join();
@@ -120,6 +138,15 @@ fn check_lease(guard: Option<Guard>) -> Outcome {
 #[test]
 fn a_pair_keeps_one_history_and_somebody_runs() {
     let outcome = check_pair(None, SMALL, ALL);
+    assert_eq!(outcome.found, None);
+    assert!(outcome.complete, "not all states were seen");
+    assert!(outcome.takeovers, "without a takeover nothing was tested");
+}
+
+#[test]
+fn a_switchover_loses_nothing_and_somebody_runs() {
+    let outcome = switchover(None);
+    eprintln!("{}", outcome.line(None, "switchover, one fault"));
     assert_eq!(outcome.found, None);
     assert!(outcome.complete, "not all states were seen");
     assert!(outcome.takeovers, "without a takeover nothing was tested");
@@ -192,6 +219,10 @@ missed! {
     clock_rates: ClockRates, check_lease;
     freeze: Freeze, check_lease;
     closed_only_held: ClosedOnlyHeld, check_lease;
+    switch_at_rest: SwitchAtRest, switchover;
+    switch_committed: SwitchCommitted, switchover;
+    switch_gives_up: SwitchGivesUp, switchover;
+    switch_takes_back: SwitchTakesBack, switchover;
 }
 
 /// What the table in MODEL.md says.
@@ -223,9 +254,18 @@ fn search() {
         tell(guard, "pair, one fault", one_fault(guard));
     }
     let sessions = [G::NoneBeforeResync, G::SessionCommits, G::HeirWhole];
+    let switches = [
+        G::SwitchProtected,
+        G::SwitchAtRest,
+        G::SwitchCommitted,
+        G::SwitchFreezes,
+        G::SwitchGivesUp,
+        G::SwitchTakesBack,
+        G::YieldOfSession,
+    ];
     let others = G::ALL.iter().copied();
     let others = others.filter(|g| {
-        ![&lease[..], &naming, &sessions]
+        ![&lease[..], &naming, &sessions, &switches]
             .iter()
             .any(|list| list.contains(g))
     });
@@ -233,6 +273,10 @@ fn search() {
         if World::beginnings(without(Some(guard)), &TIMELESS).is_some() {
             tell(Some(guard), "pair, two faults", two_faults(Some(guard)));
         }
+    }
+    tell(None, "switchover, one fault", switchover(None));
+    for guard in switches.map(Some) {
+        tell(guard, "switchover, one fault", switchover(guard));
     }
     for guard in sessions.map(Some) {
         tell(guard, "pair, two sessions", two_sessions(guard));

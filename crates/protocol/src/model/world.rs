@@ -34,6 +34,8 @@ pub(super) struct Guest {
     /// The session whose epochs end.
     pub(super) session: Option<SessionId>,
     pub(super) paused: bool,
+    /// It is to rest with the end of the running epoch.
+    pub(super) resting: bool,
 }
 
 /// A replica.
@@ -119,6 +121,8 @@ pub(super) struct World {
     pub(super) decided: Term,
     /// Faults that are still to come.
     pub(super) faults: u8,
+    /// Switchovers that are still to be asked for.
+    pub(super) switchovers: u8,
     pub(super) broke: Option<Broken>,
 }
 
@@ -148,6 +152,7 @@ impl World {
             newest: Term::default(),
             decided: Term::default(),
             faults: 0,
+            switchovers: 0,
             broke: None,
         };
         world.start(0);
@@ -252,7 +257,12 @@ impl World {
             match action {
                 Action::Heartbeat(heartbeat) => beat = Some(heartbeat),
                 Action::Arbiter(request) => self.asked(request),
-                Action::Send { to, message } => self.send(host, to, message),
+                Action::Send { to, message } => {
+                    if let Message::Yield(_) = message {
+                        self.yields(host);
+                    }
+                    self.send(host, to, message);
+                }
                 Action::Notice(Notice::Refused(Refusal::Shape | Refusal::NotNamed)) => {
                     self.broke(Broken::Refused);
                 }
@@ -275,6 +285,14 @@ impl World {
         request.number = 0;
         if matches!(request.ask, Ask::Change(..)) && !self.requests.contains(&request) {
             self.requests.push(request);
+        }
+    }
+
+    /// All that the guest has done is to be kept, as if it had left.
+    fn yields(&mut self, host: usize) {
+        let guest = self.process(host).and_then(|p| p.guest.as_ref());
+        if let Some(life) = guest.map(|guest| guest.life.clone()) {
+            self.released = life;
         }
     }
 
@@ -316,9 +334,15 @@ impl World {
                     guest.session.take_if(|s| *s == session);
                 }
             }
+            Action::Rest => {
+                if let Some(guest) = &mut process.guest {
+                    guest.resting = true;
+                }
+            }
             Action::Freeze | Action::Thaw => {
                 if let Some(guest) = &mut process.guest {
                     guest.paused = action == Action::Freeze;
+                    guest.resting = false;
                 }
             }
             Action::Load(source) => {
@@ -375,6 +399,7 @@ impl World {
                 epoch: 1,
                 session: None,
                 paused: false,
+                resting: false,
             });
         }
     }
@@ -433,8 +458,9 @@ impl World {
             complete: true,
             released_through: Epoch(0),
             rx_next: 0,
-            rests: guest.paused,
+            rests: guest.resting,
         };
+        guest.paused |= std::mem::take(&mut guest.resting);
         process.host.handle(process.now, Event::Sealed(sealed));
         guest.epoch += 1;
         self.drive(host, None);

@@ -251,8 +251,8 @@ impl World<'_> {
             return;
         };
         let links = process.links.iter().enumerate();
-        let found = links.filter_map(|(other, link)| link.map(|link| (other, link)));
-        let Some((other, link)) = found.filter(|(_, link)| link.peer == peer).next() else {
+        let mut found = links.filter_map(|(other, link)| link.map(|link| (other, link)));
+        let Some((other, link)) = found.find(|(_, link)| link.peer == peer) else {
             return;
         };
         let (number, life) = (link.number, self.computers[host].life);
