@@ -324,6 +324,7 @@ fn messages() -> Vec<(String, Vec<u8>)> {
         ("commit", Message::Commit(session, Epoch(9))),
         ("tried", Message::Tried(session)),
         ("bye", Message::Bye(session)),
+        ("yield", Message::Yield(session)),
         ("stopped", Message::Stopped),
     ];
     let encoded = messages.map(|(name, message)| {

@@ -5,9 +5,15 @@ pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
 
-use crate::{clock, disks::Replicas, node::Node, output::RESENT_MAX};
+use crate::{
+    clock,
+    disks::Replicas,
+    node::Node,
+    output::RESENT_MAX,
+    rehearsal::{Preserving, Stage},
+};
 use romulus_checkpoint::{Replica, ReplicaError, disk::JournalError};
-use romulus_machine::Memory;
+use romulus_machine::{Error, Memory};
 use romulus_network::in_flight::{KeptInput, KeptOutput, frames};
 use romulus_protocol::{
     host::Event,
@@ -17,7 +23,10 @@ use romulus_protocol::{
 };
 use std::{
     io,
-    sync::{Condvar, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Condvar, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -59,6 +68,8 @@ struct Inner {
     cards: usize,
     output: KeptOutput,
     input: KeptInput,
+    /// The replica is being rehearsed.
+    rehearsal: Option<Arc<Stage>>,
 }
 
 /// What was on its way when the primary was lost: frames with their cards.
@@ -76,13 +87,29 @@ impl Inner {
         self.replica = None;
         self.output.clear();
         self.input.clear();
+        self.stop_rehearsal();
     }
+
+    fn stop_rehearsal(&mut self) {
+        if let Some(stage) = self.rehearsal.take() {
+            stage.end();
+        }
+    }
+}
+
+/// What a rehearsal begins with.
+pub(crate) struct Rehearsed {
+    pub(crate) stage: Arc<Stage>,
+    /// The machine's state.
+    pub(crate) saved: Vec<u8>,
 }
 
 /// See the module's text.
 pub(crate) struct Backup {
     inner: Mutex<Inner>,
     changed: Condvar,
+    /// Input has come since the last rehearsal began. Whoever asks does not wait for a commit.
+    heard: AtomicBool,
 }
 
 /// The newest committed state, held still while it is loaded.
@@ -132,8 +159,10 @@ impl Backup {
                 cards,
                 output: KeptOutput::new(OUTPUT),
                 input: KeptInput::new(INPUT),
+                rehearsal: None,
             }),
             changed: Condvar::new(),
+            heard: AtomicBool::new(false),
         }
     }
 
@@ -154,6 +183,7 @@ impl Backup {
     /// A disk's image cannot be asked for its length.
     pub(crate) fn prepare(&self, session: SessionId, replica: Replica) -> io::Result<()> {
         self.change(|inner| {
+            inner.stop_rehearsal();
             inner.replica = Some(replica.with_disks(inner.disks.lengths()?));
             inner.session = Some(session);
             inner.output.clear();
@@ -213,6 +243,48 @@ impl Backup {
         inner.memory.is_some()
     }
 
+    /// Begins a rehearsal of the newest commit: its stage, and the machine's state. Nothing if there is no commit, or its memory
+    /// cannot be copied.
+    ///
+    /// # Errors
+    /// The host has no addresses left for a copy.
+    pub(crate) fn begin_rehearsal(&self) -> Result<Option<Rehearsed>, Error> {
+        let mut inner = self.lock();
+        let (Some(replica), Some(memory)) = (&inner.replica, &inner.memory) else {
+            return Ok(None);
+        };
+        let Some((_, saved)) = split(replica.state()) else {
+            return Ok(None);
+        };
+        let Some(copy) = memory.private_copy()? else {
+            return Ok(None);
+        };
+        let saved = saved.to_vec();
+        let stage = Arc::new(Stage::new(copy, inner.input.look(clock::now().0)));
+        inner.stop_rehearsal();
+        self.heard.store(false, Ordering::Relaxed);
+        inner.rehearsal = Some(Arc::clone(&stage));
+        Ok(Some(Rehearsed { stage, saved }))
+    }
+
+    /// Whether the guest was sent something since the last rehearsal.
+    pub(crate) fn has_heard(&self) -> bool {
+        self.heard.load(Ordering::Relaxed)
+    }
+
+    /// This rehearsal is over: commits need not care for it any more.
+    pub(crate) fn end_rehearsal(&self, stage: &Arc<Stage>) {
+        let mut inner = self.lock();
+        if (inner.rehearsal.as_ref()).is_some_and(|running| Arc::ptr_eq(running, stage)) {
+            inner.rehearsal = None;
+        }
+    }
+
+    /// Tells the rehearsal, if there is one, to end, and does not wait for it.
+    pub(crate) fn stop_rehearsal(&self) {
+        self.lock().stop_rehearsal();
+    }
+
     /// Holds the newest committed state still. A checkpoint that was accepted is applied first.
     pub(crate) fn hold(&self) -> Held<'_> {
         Held { inner: self.lock() }
@@ -264,6 +336,10 @@ impl Backup {
     pub(crate) fn frame(&self, session: SessionId, number: u64, card: usize, bytes: Vec<u8>) {
         let mut inner = self.lock();
         if inner.session == Some(session) && card < inner.cards {
+            match &inner.rehearsal {
+                Some(stage) => stage.give(card, &bytes),
+                None => self.heard.store(true, Ordering::Relaxed),
+            }
             inner.input.arrived(number, card, bytes, clock::now().0);
         }
     }
@@ -312,7 +388,10 @@ impl Backup {
         });
         // The commit is on its way; whoever loads the replica waits for the lock that is held here.
         if node.take_accepted() == Some((session, checkpoint.epoch)) {
-            let applied = replica.apply(memory);
+            let applied = replica.apply(&Preserving {
+                memory,
+                stage: inner.rehearsal.as_deref(),
+            });
             debug_assert_eq!(
                 applied,
                 Some(checkpoint.epoch.0),

@@ -16,6 +16,7 @@ use crate::{
     node::{Node, lock},
     orders::Order,
     outbox::{Item, Outbox, Stream},
+    rehearsal::Plan,
     settings::{Builder, Settings, Shape},
 };
 use guest::Held;
@@ -30,6 +31,7 @@ use romulus_protocol::{
 };
 use std::{
     sync::{Arc, Mutex, atomic::Ordering},
+    thread::JoinHandle,
     time::Duration,
 };
 
@@ -85,6 +87,10 @@ pub(crate) struct Driver {
     /// The guest ended for good: why.
     over: Option<Ended>,
     turned: Time,
+    /// When the replica is rehearsed.
+    rehearsals: Plan,
+    /// A rehearsal, until it has ended.
+    rehearsing: Option<JoinHandle<u64>>,
     /// The host has no processor to spare.
     crowded: bool,
 }
@@ -119,6 +125,7 @@ impl Driver {
     ) -> Driver {
         let processors = std::thread::available_parallelism().map_or(1, usize::from);
         let crowded = processors <= shape.vcpus.into();
+        let rehearsals = Plan::new(settings.rehearse);
         Driver {
             node,
             backup,
@@ -141,6 +148,8 @@ impl Driver {
             rest: Rest::No,
             over: None,
             turned: Time(0),
+            rehearsals,
+            rehearsing: None,
             crowded,
         }
     }
@@ -148,6 +157,18 @@ impl Driver {
     /// Runs until the machine has ended for good. The machine goes with it: its taps and disks are free when the process
     /// says that it has ended.
     pub(crate) fn run(mut self) -> Ended {
+        let ended = self.obey_all();
+        // It holds what the next life needs.
+        self.backup.stop_rehearsal();
+        if let Some(thread) = self.rehearsing.take()
+            && thread.join().is_err()
+        {
+            tracing::error!("a rehearsal panicked");
+        }
+        ended
+    }
+
+    fn obey_all(&mut self) -> Ended {
         loop {
             let order = self.node.orders.wait(self.deadline());
             self.turn();
@@ -194,6 +215,7 @@ impl Driver {
             self.turned = now;
             self.node.handle(Event::LoopTurned);
             self.foresee();
+            self.rehearse();
             // One that was greeted just before the change.
             if self.node.changes_mode() {
                 self.node.close_links();
@@ -464,6 +486,7 @@ impl Driver {
     }
 
     fn discard(&mut self) {
+        self.rehearsals.stop();
         self.session = None;
         self.node.input.keep();
         self.wanted = None;

@@ -31,6 +31,7 @@ mod peers;
 mod phases;
 mod pulse;
 pub mod random;
+mod rehearsal;
 mod settings;
 pub mod sidecar;
 mod uplink;
@@ -168,6 +169,8 @@ pub struct Status {
     pub sent_bytes: u64,
     /// Whether each of [`Settings::uplink`] has a carrier.
     pub uplinks: Vec<bool>,
+    /// How often this process has rehearsed a replica.
+    pub rehearsals: u64,
     /// For how long the machine has been protected.
     pub protected_for: Option<Duration>,
 }
@@ -233,6 +236,7 @@ impl Engine {
             inlet: Some(Arc::clone(&node.input) as Arc<_>),
             disks: (!disks.is_empty()).then(|| Arc::clone(&log) as Arc<_>),
             lock_memory: settings.lock_memory,
+            shareable: settings.rehearse.is_some(),
         };
         let links = Links {
             node: Arc::clone(&node),
@@ -351,6 +355,7 @@ impl Engine {
             sent_pages: figures.sent_pages.load(Ordering::Relaxed),
             sent_bytes: figures.sent_bytes.load(Ordering::Relaxed),
             uplinks: self.node.uplinks(),
+            rehearsals: figures.rehearsals.load(Ordering::Relaxed),
             protected_for: host.protected_since.map(|since| clock::now().since(since)),
         }
     }

@@ -14,6 +14,7 @@ use crate::{
 use romulus_checkpoint::Staging;
 use romulus_network::Mode;
 use romulus_protocol::{
+    detector::{Late, Noise},
     heartbeat::Uplink,
     host::{Action, Event, Host, Notice, Status, Switch},
     id::{Epoch, Incarnation, SessionId},
@@ -80,6 +81,8 @@ pub(crate) struct Figures {
     pub(crate) sent_pages: AtomicU64,
     pub(crate) copied: AtomicU64,
     pub(crate) to_copy: AtomicU64,
+    /// How often the replica was rehearsed.
+    pub(crate) rehearsals: AtomicU64,
     /// Processor time of the last epoch's encoding and sending, in nanoseconds.
     pub(crate) last_work: AtomicU64,
     /// Pages of the last epoch whose content was not what it had been before.
@@ -424,13 +427,23 @@ impl Node {
             Notice::Running { term } => format!("runs the machine here, in term {term}"),
             // Whoever runs the engine says this in its own words.
             Notice::Protected(protected) => return self.report(Report::Protected(protected)),
-            Notice::Adapted { t_b } => {
+            Notice::Adapted { t_b, noise } => {
                 let mut told = lock(&self.told_t_b);
                 if !is_news(*told, t_b) {
                     return;
                 }
                 *told = t_b;
-                format!("this host is noisy: T_b is now {} ms", t_b.as_millis())
+                let t_b = t_b.as_millis();
+                let Some(Noise { delay, late, .. }) = noise else {
+                    return;
+                };
+                let delay = delay.as_millis();
+                let why = match late {
+                    Late::Own => format!("this host did not run for {delay} ms"),
+                    Late::Echo => format!("a heartbeat's echo took {delay} ms"),
+                    Late::Silence => format!("the other host was silent for {delay} ms"),
+                };
+                format!("noise: T_b is now {t_b} ms ({why})")
             }
             Notice::Arbiter { answers: true } => "the arbiter answers".to_owned(),
             Notice::Arbiter { answers: false } => {
@@ -448,7 +461,12 @@ impl Node {
                 "the arbiter has an older record (generation {}) than it once gave: it has lost state",
                 record.generation
             ),
-            Notice::Claims => "claims the machine".to_owned(),
+            Notice::Claims { silence, t_b } => {
+                let silent = silence.map_or_else(String::new, |silence| {
+                    format!("the other host was silent for {} ms, ", silence.as_millis())
+                });
+                format!("claims the machine: {silent}T_b is {} ms", t_b.as_millis())
+            }
             Notice::SwitchesOver(Switch::Operator) => {
                 "hands the machine over to the other host".to_owned()
             }

@@ -2,11 +2,12 @@
 
 use crate::{disks::WritableDisk, identity::Public};
 use romulus_machine::{
-    Error, Likeness, Paused, Ports, TapWriter, TrackingCosts, config::Config, likeness, tiny::Tiny,
+    CableEnd, Error, Likeness, Memory, Paused, Ports, TapWriter, TrackingCosts, config::Config,
+    likeness, tiny::Tiny,
 };
 use romulus_network::{Mode, in_flight::Keep};
 use romulus_protocol::{control::Limits, id::MachineId, timing::Timing};
-use std::{io::Write, net::SocketAddr, path::PathBuf};
+use std::{io::Write, net::SocketAddr, path::PathBuf, time::Duration};
 
 /// All that does not change in a process's life. The binary reads it from the machine file.
 #[derive(Clone, Debug)]
@@ -41,6 +42,8 @@ pub struct Settings {
     pub lock_memory: bool,
     /// Interfaces of this host whose carrier the machine's service needs.
     pub uplink: Vec<String>,
+    /// How often a backup rehearses its replica; nothing: never.
+    pub rehearse: Option<Duration>,
     /// A guest that resets is started anew, as a computer is; else the machine ends.
     pub reboot: bool,
     /// What tracking the guest's pages costs on this host: for the control law, and to choose the
@@ -109,6 +112,13 @@ pub trait Builder: Send + Sync {
     /// As [`Paused::prepare`].
     fn prepare(&self, ports: &Ports) -> Result<Paused, Error>;
 
+    /// A machine that stands ready for captured state in `memory`, and reaches nothing outside of it; with the other ends of its cards'
+    /// cables.
+    ///
+    /// # Errors
+    /// As [`Paused::rehearse`].
+    fn rehearse(&self, memory: Memory) -> Result<(Paused, Vec<CableEnd>), Error>;
+
     /// What it is.
     ///
     /// # Errors
@@ -168,6 +178,10 @@ impl Builder for Real {
         Paused::prepare(&self.config, (self.console)(), ports)
     }
 
+    fn rehearse(&self, memory: Memory) -> Result<(Paused, Vec<CableEnd>), Error> {
+        Paused::rehearse(&self.config, memory)
+    }
+
     fn shape(&self) -> Result<Shape, Error> {
         shape(&self.config)
     }
@@ -190,6 +204,10 @@ impl Builder for Tiny {
 
     fn prepare(&self, ports: &Ports) -> Result<Paused, Error> {
         Paused::prepare(&self.config(), Box::new(std::io::sink()), ports)
+    }
+
+    fn rehearse(&self, memory: Memory) -> Result<(Paused, Vec<CableEnd>), Error> {
+        Paused::rehearse(&self.config(), memory)
     }
 
     fn shape(&self) -> Result<Shape, Error> {

@@ -46,6 +46,7 @@ use self::{
     gate::{Gate, Phase},
     net::{
         Net,
+        cable::Cable,
         link::Link,
         tap::{self, Tap},
     },
@@ -72,7 +73,7 @@ use std::{
 };
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-pub use net::TapWriter;
+pub use net::{CableEnd, TapWriter};
 pub(crate) use transport::saved::VERSION;
 
 /// Raises interrupts of the machine. Implemented by the chipset with `KVM_IRQ_LINE`, which is synchronous: on return the
@@ -215,15 +216,43 @@ impl Devices {
         for nic in &config.nics {
             links.push(Box::new(Tap::new(nic, shut)?));
         }
-        Self::with_links(config, ram, interrupts, links, ports)
+        let disks = Disk::open_all(config)?;
+        Self::with(config, ram, interrupts, links, disks, ports)
     }
 
-    /// [`Self::new`] with the cards' links already there.
-    fn with_links(
+    /// The devices of a rehearsal, which reach nothing outside of it: the cards have cables instead of taps, whose other ends are
+    /// returned in the order of the configuration, and nothing is written to the disks.
+    ///
+    /// # Errors
+    /// A disk that is missing or forbidden, by name; descriptors run out.
+    pub fn rehearse(
+        config: &Config,
+        ram: Ram,
+        interrupts: Arc<dyn InterruptLine>,
+    ) -> Result<(Self, Vec<CableEnd>), Error> {
+        let mut links: Vec<Box<dyn Link>> = Vec::new();
+        let mut ends = Vec::new();
+        for nic in &config.nics {
+            let (cable, end) = Cable::new().map_err(|source| Error::Host {
+                what: format!("a cable in place of tap {}", nic.tap),
+                source,
+            })?;
+            links.push(Box::new(cable));
+            ends.push(end);
+        }
+        let disks = config.disks.iter().map(Disk::rehearse);
+        let disks = disks.collect::<Result<_, _>>()?;
+        let devices = Self::with(config, ram, interrupts, links, disks, &Ports::default())?;
+        Ok((devices, ends))
+    }
+
+    /// [`Self::new`] with what lies outside already there: the cards' links, the disks' images.
+    fn with(
         config: &Config,
         ram: Ram,
         interrupts: Arc<dyn InterruptLine>,
         links: Vec<Box<dyn Link>>,
+        images: Vec<Disk>,
         ports: &Ports,
     ) -> Result<Self, Error> {
         let host = |source: io::Error| Error::Host {
@@ -257,14 +286,18 @@ impl Devices {
         }
         let mut disks = Vec::new();
         let mut disk_counters = Vec::new();
-        for (number, configured) in config.disks.iter().enumerate() {
-            let disk = Disk::open(&configured.path, configured.read_only)?;
+        for (number, (configured, disk)) in config.disks.iter().zip(images).enumerate() {
             let name = configured.path.display().to_string();
             let counters = Arc::<BlockCounters>::default();
             disk_counters.push(Arc::clone(&counters));
             let file = disk.file.try_clone().map_err(host)?;
             let log = ports.disks.clone().map(|to| Log { disk: number, to });
-            let worker = Arc::new(Worker::new(file, name.clone(), counters, log));
+            let worker = Worker::new(file, name.clone(), counters, log);
+            let worker = Arc::new(if disk.pretends {
+                worker.pretending()
+            } else {
+                worker
+            });
             let block = Block::new(&disk, &configured.serial, Arc::clone(&worker));
             disks.push((builder.add(&name, Box::new(block))?, worker));
         }

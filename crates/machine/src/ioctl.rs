@@ -1,9 +1,10 @@
 //! KVM calls that kvm-ioctls lacks, or that it makes in a way that allocates. Numbers and structures are those of the
 //! kernel's `Documentation/virt/kvm/api.rst`.
 
+use crate::boot::registers::{CR0_PG, CR4_PAE, EFER_LMA};
 use kvm_bindings::{
     kvm_clear_dirty_log, kvm_clear_dirty_log__bindgen_ty_1, kvm_dirty_log,
-    kvm_dirty_log__bindgen_ty_1, kvm_dtable, kvm_irq_level, kvm_msr_entry, kvm_segment,
+    kvm_dirty_log__bindgen_ty_1, kvm_dtable, kvm_irq_level, kvm_msr_entry, kvm_segment, kvm_sregs,
 };
 use std::{
     ffi::c_int,
@@ -56,6 +57,35 @@ pub(crate) struct Sregs2 {
 }
 
 const _: () = assert!(size_of::<Sregs2>() == 320);
+
+impl Sregs2 {
+    /// What `KVM_GET_SREGS2` would give besides `sregs`; nothing where it would give more: the pointers of paging with PAE outside of
+    /// long mode (Linux, `is_pae_paging`).
+    pub(crate) fn of(sregs: &kvm_sregs) -> Option<Self> {
+        let pae = sregs.cr0 & CR0_PG != 0 && sregs.cr4 & CR4_PAE != 0 && sregs.efer & EFER_LMA == 0;
+        (!pae).then_some(Self {
+            cs: sregs.cs,
+            ds: sregs.ds,
+            es: sregs.es,
+            fs: sregs.fs,
+            gs: sregs.gs,
+            ss: sregs.ss,
+            tr: sregs.tr,
+            ldt: sregs.ldt,
+            gdt: sregs.gdt,
+            idt: sregs.idt,
+            cr0: sregs.cr0,
+            cr2: sregs.cr2,
+            cr3: sregs.cr3,
+            cr4: sregs.cr4,
+            cr8: sregs.cr8,
+            efer: sregs.efer,
+            apic_base: sregs.apic_base,
+            flags: 0,
+            pdptrs: [0; 4],
+        })
+    }
+}
 
 /// Bytes of `struct kvm_xsave` before its flexible tail.
 pub(crate) const XSAVE_MIN: usize = 4096;
@@ -229,6 +259,28 @@ fn count(result: c_int) -> io::Result<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Some KVMs leave that mode by themselves, so that only here it is sure to be seen.
+    #[test]
+    fn paging_with_pae_outside_of_long_mode_has_more_than_sregs() {
+        for (cr0, cr4, efer, all) in [
+            (0, 0, 0, true),
+            (CR0_PG, 0, 0, true),
+            (0, CR4_PAE, 0, true),
+            (CR0_PG, CR4_PAE, EFER_LMA, true),
+            (CR0_PG, CR4_PAE, 0, false),
+        ] {
+            let sregs = kvm_sregs {
+                cr0,
+                cr4,
+                efer,
+                cr3: 0x7000,
+                ..Default::default()
+            };
+            let found = Sregs2::of(&sregs);
+            assert_eq!(found.map(|sregs| sregs.cr3), all.then_some(0x7000));
+        }
+    }
 
     /// The numbers of the kernel's `include/uapi/linux/kvm.h` on x86-64.
     #[test]

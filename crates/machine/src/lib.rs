@@ -26,7 +26,7 @@ mod vcpu;
 mod warm;
 
 pub use boot::prepare_kernel;
-pub use devices::TapWriter;
+pub use devices::{CableEnd, TapWriter};
 pub use error::Error;
 pub use exit::Exit;
 pub use machine::{Handle, Likeness, Machine, Paused, Statistics, StopTimes, likeness};

@@ -11,7 +11,7 @@ use crate::{
     Error,
     chipset::Chipset,
     config::Config,
-    devices::{Devices, TapWriter},
+    devices::{CableEnd, Devices, TapWriter},
     error::kvm,
     exit::ExitLatch,
     ioctl,
@@ -137,6 +137,22 @@ impl Paused {
         ports: &Ports,
     ) -> Result<Self, Error> {
         Ok(Self::fresh(build::bare(config, console, ports)?))
+    }
+
+    /// Makes a machine around `memory` (a [`Memory::private_copy`]) in which captured state can be let run for trial: it stands ready
+    /// for [`Self::load`]. What its guest does reaches nothing outside of it. Each card has a cable instead of a tap, whose other end is returned in the order
+    /// of the configuration, its console is lost, and its disks are read but not written. `config` describes the captured machine.
+    ///
+    /// # Errors
+    /// KVM refuses, or `memory` is not as large as the configured one; a disk that is missing.
+    pub fn rehearse(config: &Config, memory: Memory) -> Result<(Self, Vec<CableEnd>), Error> {
+        if memory.size() != config.memory {
+            return Err(Error::Invalid(
+                "a machine is to run in memory of another size".into(),
+            ));
+        }
+        let (core, ends) = build::rehearsal(config, memory)?;
+        Ok((Self::fresh(core), ends))
     }
 
     /// Takes captured state into a machine that has never run. Memory must hold what belongs to it by the time of

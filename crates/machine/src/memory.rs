@@ -92,6 +92,78 @@ impl Memory {
     /// # Errors
     /// The host has not that much address space to give.
     pub fn new(size: u64) -> Result<Self, Error> {
+        Self::of_mappings(size, |_, bytes| Mapping::new(bytes))
+    }
+
+    /// As [`Self::new`], but memory of which [`Self::private_copy`] can be made. If it is to be `huge`, it gets huge pages at once, and
+    /// where the kernel cannot give shared memory any (before Linux 6.1) this is [`Self::new`]: a guest that runs on small
+    /// pages is slower, which is worse than not to have copies.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn shareable(size: u64, huge: bool) -> Result<Self, Error> {
+        let memory = Self::of_mappings(size, |_, bytes| Mapping::shareable(bytes))?;
+        if !huge {
+            return Ok(memory);
+        }
+        for index in 0..memory.regions.len() {
+            let Some(mapping) = memory.log(index).mapping() else {
+                continue;
+            };
+            for page in 0..mapping.huge_pages() {
+                match mapping.make_huge(page) {
+                    Ok(()) => {}
+                    Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
+                        return Self::new(size);
+                    }
+                    // Memory in small pieces: it would not have had this one otherwise, either.
+                    Err(error) => tracing::debug!(page, %error, "no huge page"),
+                }
+            }
+        }
+        Ok(memory)
+    }
+
+    /// The same content in other memory, nothing of which is copied yet: a page is shared until it is written in the copy, which then
+    /// has its own. What is written here meanwhile shows there, but in pages that the copy has of its own already
+    /// ([`Self::own`]). Nothing if this memory was not made by [`Self::shareable`].
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn private_copy(&self) -> Result<Option<Self>, Error> {
+        let mut missing = false;
+        let copy = Self::of_mappings(self.size(), |index, bytes| {
+            let of = self.log(index).mapping();
+            let copy = of.map_or(Ok(None), Mapping::private_copy)?;
+            missing |= copy.is_none();
+            copy.map_or_else(|| Mapping::new(bytes), Ok)
+        })?;
+        Ok((!missing).then_some(copy))
+    }
+
+    /// Gives a private copy page number `page` of its own, with what it holds now; it may be in use meanwhile. One that is its own
+    /// already stays as it is.
+    ///
+    /// # Errors
+    /// The host has no memory left.
+    ///
+    /// # Panics
+    /// There is no such page.
+    pub fn own(&self, page: usize) -> io::Result<()> {
+        // SAFETY: the page lies inside of a mapping of ours, and the call changes no content: it does what a write would have the
+        // kernel do before it.
+        let done =
+            unsafe { libc::madvise(self.host(page).cast(), PAGE, libc::MADV_POPULATE_WRITE) };
+        if done < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(())
+    }
+
+    fn of_mappings(
+        size: u64,
+        mut map: impl FnMut(usize, usize) -> io::Result<Mapping>,
+    ) -> Result<Self, Error> {
         let mut regions = Vec::new();
         let mut maps = Vec::new();
         let mut first_page = 0;
@@ -102,7 +174,7 @@ impl Memory {
                 what: format!("{} MiB of guest memory", length >> 20),
                 source,
             };
-            let mapping = Mapping::new(bytes).map_err(host_error)?;
+            let mapping = map(regions.len(), bytes).map_err(host_error)?;
             let host = mapping.address();
             let builder = MmapRegionBuilder::new_with_bitmap(bytes, WriteLog::of_mapping(mapping))
                 .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
@@ -457,6 +529,59 @@ mod tests {
         memory.write_page(9, &[3; PAGE]);
         drop(memory);
         assert!(other.page_is(9, &[3; PAGE]));
+    }
+
+    #[test]
+    fn a_private_copy_shows_what_was_there_and_keeps_its_own_writes() {
+        let memory = Memory::shareable(3074 * MIB, false).unwrap();
+        let last = memory.pages() - 1;
+        let page = |memory: &Memory, page| {
+            let mut bytes = [0; PAGE];
+            memory.read_page(page, &mut bytes);
+            bytes[9]
+        };
+        for at in [0, 7, last] {
+            memory.write_page(at, &[1; PAGE]);
+        }
+        let copy = memory.private_copy().unwrap().expect("it is shareable");
+        copy.write_page(7, &[2; PAGE]);
+        copy.write_page(8, &[2; PAGE]);
+        copy.own(last).unwrap();
+        assert_eq!([0, 7, 8, last].map(|at| page(&memory, at)), [1, 1, 0, 1]);
+        memory.write_page(last, &[3; PAGE]);
+        copy.own(last).unwrap();
+        assert_eq!([0, 7, 8, last].map(|at| page(&copy, at)), [1, 2, 2, 1]);
+        let second = memory.private_copy().unwrap().unwrap();
+        assert_eq!([0, 7, 8, last].map(|at| page(&second, at)), [1, 1, 0, 3]);
+        drop(memory);
+        assert_eq!(page(&copy, 0), 1, "it keeps what it shares");
+        assert!(copy.private_copy().unwrap().is_none(), "one is enough");
+    }
+
+    #[test]
+    fn ordinary_memory_has_no_copy() {
+        let memory = Memory::new(128 * MIB).unwrap();
+        assert!(memory.private_copy().unwrap().is_none());
+    }
+
+    /// Where the kernel cannot give shared memory huge pages there is no copy, and a guest as fast as without.
+    #[test]
+    fn huge_memory_is_huge_or_ordinary() {
+        let memory = Memory::shareable(128 * MIB, true).unwrap();
+        let smaps = std::fs::read_to_string("/proc/self/smaps").unwrap();
+        let start = format!("{:x}-", memory.regions()[0].host as usize);
+        let mut lines = smaps.lines().skip_while(|line| !line.starts_with(&start));
+        let mapped = lines.find_map(|line| line.strip_prefix("ShmemPmdMapped:"));
+        let kilobytes = mapped.and_then(|text| text.trim().split(' ').next()?.parse::<u64>().ok());
+        if memory.private_copy().unwrap().is_none() {
+            eprintln!("not shareable: this kernel has no huge pages for shared memory");
+            return;
+        }
+        // A host whose memory is in pieces has some.
+        assert!(
+            kilobytes.is_some_and(|kilobytes| kilobytes > 0),
+            "{kilobytes:?}"
+        );
     }
 
     #[test]

@@ -83,6 +83,9 @@ pub struct Ports {
     /// Whether guest memory is locked (`mlock`), and so given by the host at once: neither swapping nor a first touch
     /// delays the guest or a checkpoint.
     pub lock_memory: bool,
+    /// Whether a machine that is prepared for a replica has memory of which private copies can be made
+    /// ([`crate::Memory::shareable`]), for rehearsals.
+    pub shareable: bool,
 }
 
 impl fmt::Debug for Ports {
@@ -92,6 +95,7 @@ impl fmt::Debug for Ports {
             .field("inlet", &self.inlet.is_some())
             .field("disks", &self.disks.is_some())
             .field("lock_memory", &self.lock_memory)
+            .field("shareable", &self.shareable)
             .finish()
     }
 }

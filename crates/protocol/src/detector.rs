@@ -13,7 +13,10 @@
 //!   for.
 //! - Silence counts only while the observer ran on time and after it drained its sockets. That
 //!   lengthens `T_a` and `T_b`, never `T_p`.
-//! - On a noisy host `T_b` adapts upwards ([`Detector::t_b`]) and says so.
+//! - On a noisy host `T_b` adapts upwards ([`Detector::t_b`]) and says so; the waits of the primary
+//!   follow it ([`Detector::t_a`]), but for `T_p`: when output stops is a matter of safety. Noise is
+//!   whatever was late and came: this host itself, an echo, or the other side's word after a
+//!   silence. The longest such delay is remembered, and slowly forgotten.
 
 #[cfg(test)]
 mod tests;
@@ -31,11 +34,11 @@ use crate::timing::Timing;
 const PEERS_MAX: usize = 8;
 /// Gaps remembered in which the observer did not run.
 const LATE_MAX: usize = 16;
-/// Delays remembered for the adaptive `T_b`, and for how long.
-const NOISE_MAX: usize = 8;
-const NOISE_LASTS: Duration = Duration::from_secs(10);
-/// A single delay is an accident; this many within [`NOISE_LASTS`] are a noisy host.
-const NOISE_COUNTS: usize = 3;
+/// How long a delay is remembered for the adaptive `T_b`: it counts for less and less until then.
+/// Long, because the delays that matter are rare ones: on a busy host minutes lie between them.
+const NOISE_LASTS: Duration = Duration::from_mins(30);
+/// `T_b` is this many times the longest delay remembered.
+const NOISE_MARGIN: u32 = 2;
 
 /// What is known of one other incarnation.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -65,6 +68,28 @@ pub struct Peer {
     lanes: Lanes,
 }
 
+/// What was late and came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Late {
+    /// This host: it did not run.
+    Own,
+    /// The echo of a heartbeat of its own.
+    Echo,
+    /// The other side's word.
+    Silence,
+}
+
+/// A delay that ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Noise {
+    /// When it ended.
+    pub at: Time,
+    /// How long it was, and at most as long as `T_b` was then.
+    pub delay: Duration,
+    /// What was late.
+    pub late: Late,
+}
+
 /// Which proof of life counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Watch {
@@ -87,7 +112,8 @@ pub struct Detector {
     loop_turned: Time,
     /// When the observer did not run: from, to.
     late: Vec<(Time, Time)>,
-    noise: Vec<(Time, Duration)>,
+    /// The longest delay that is remembered.
+    noise: Option<Noise>,
     t_b: Duration,
 }
 
@@ -108,7 +134,7 @@ impl Detector {
             sent: None,
             loop_turned: now,
             late: Vec::with_capacity(LATE_MAX),
-            noise: Vec::with_capacity(NOISE_MAX),
+            noise: None,
             t_b: timing.t_b,
         }
     }
@@ -116,6 +142,17 @@ impl Detector {
     /// `T_b` as it is now: the configured one, or longer on a noisy host.
     pub fn t_b(&self) -> Duration {
         self.t_b
+    }
+
+    /// The delay to which `T_b` has adapted.
+    pub fn noise(&self) -> Option<Noise> {
+        self.noise
+    }
+
+    /// `T_a` as it is now: as long in relation to `T_b` as it is configured.
+    pub fn t_a(&self) -> Duration {
+        let (t_a, t_b) = (self.timing.t_a, self.timing.t_b);
+        scaled(t_a, self.t_b.as_nanos(), t_b.as_nanos())
     }
 
     /// What is known of `incarnation`.
@@ -149,7 +186,7 @@ impl Detector {
                 self.late.remove(0);
             }
             self.late.push((now - gap, now));
-            self.noticed(now, gap);
+            self.noticed(now, gap, Late::Own);
         }
         self.adapt(now)
     }
@@ -159,6 +196,7 @@ impl Detector {
         let own = self.guards.on(Guard::OwnSendTime);
         let moves = beat.moves || !self.guards.on(Guard::LoopMoves);
         let peer = self.entry(now, beat.from);
+        let (last, did) = (peer.echoed.max(peer.vouched), peer.activity);
         peer.heard = now;
         peer.lanes.heard(now, lane);
         if beat.sent > peer.newest {
@@ -177,7 +215,15 @@ impl Detector {
         if peer.moving.is_none_or(|newest| beat.sent > newest) {
             peer.moving = Some(beat.sent);
             peer.vouched = Some(now);
+            // A silence that ended was noise. A frozen host is silent on purpose.
+            if let Some(last) = last
+                && did != Activity::Frozen
+            {
+                let silence = now.since(last).saturating_sub(self.late_since(last));
+                self.noticed(now, silence, Late::Silence);
+            }
         }
+        let peer = self.entry(now, beat.from);
         let Some(echo) = beat.echoes.iter().find(|e| e.of == me) else {
             return;
         };
@@ -185,10 +231,7 @@ impl Detector {
         let sent = if own { echo.sent.min(now) } else { now };
         if peer.echoed.is_none_or(|newest| sent > newest) {
             peer.echoed = Some(sent);
-            let round_trip = now.since(sent);
-            if round_trip > self.timing.t_b / 2 {
-                self.noticed(now, round_trip);
-            }
+            self.noticed(now, now.since(sent), Late::Echo);
         }
     }
 
@@ -294,7 +337,7 @@ impl Detector {
     /// Whether the primary is to claim: its heir has been silent for `T_a`.
     pub fn heir_failed(&self, now: Time, heir: Incarnation) -> bool {
         self.silence(now, heir, Watch::Heir)
-            .is_some_and(|silence| silence >= self.timing.t_a)
+            .is_some_and(|silence| silence >= self.t_a())
     }
 
     /// Whether the backup is to claim: its runner has been silent for `T_b`, or for `T_closed`
@@ -349,24 +392,47 @@ impl Detector {
         &mut self.peers[index]
     }
 
-    fn noticed(&mut self, now: Time, delay: Duration) {
-        if self.noise.len() == NOISE_MAX {
-            self.noise.remove(0);
+    /// Something was late and came. One delay at most doubles `T_b`: a host that stood still for
+    /// long, or a path that was cut, says little of what is usual.
+    fn noticed(&mut self, now: Time, delay: Duration, late: Late) {
+        let delay = delay.min(self.t_b);
+        if delay >= self.usual(now) {
+            self.noise = Some(Noise {
+                at: now,
+                delay,
+                late,
+            });
         }
-        self.noise.push((now, delay));
+    }
+
+    /// What is left of the longest delay remembered.
+    fn usual(&self, now: Time) -> Duration {
+        self.noise
+            .map_or(Duration::ZERO, |Noise { at, delay, .. }| {
+                let left = NOISE_LASTS.saturating_sub(now.since(at));
+                scaled(delay, left.as_nanos(), NOISE_LASTS.as_nanos())
+            })
     }
 
     fn adapt(&mut self, now: Time) -> Option<Duration> {
-        self.noise.retain(|(at, _)| now.since(*at) < NOISE_LASTS);
-        let mut delays: Vec<Duration> = self.noise.iter().map(|(_, delay)| *delay).collect();
-        delays.sort_unstable_by(|a, b| b.cmp(a));
-        let usual = delays.get(NOISE_COUNTS - 1).copied().unwrap_or_default();
-        let t_b = (usual * 2).clamp(self.timing.t_b, self.timing.t_b_max);
+        // In whole heartbeats: finer steps would tell nothing, many times a second.
+        let step = self.timing.heartbeat;
+        let beats = (self.usual(now) * NOISE_MARGIN)
+            .as_nanos()
+            .div_ceil(step.as_nanos());
+        let wanted = scaled(step, beats, 1);
+        let t_b = wanted.clamp(self.timing.t_b, self.timing.t_b_max);
         (t_b != self.t_b).then(|| {
             self.t_b = t_b;
             t_b
         })
     }
+}
+
+/// `duration`·`times`/`of`; as long as can be where that is too long.
+fn scaled(duration: Duration, times: u128, of: u128) -> Duration {
+    let nanoseconds = duration.as_nanos().saturating_mul(times) / of.max(1);
+    Duration::from_nanos(u64::try_from(nanoseconds).unwrap_or(u64::MAX))
 }
 
 #[cfg(test)]
@@ -410,7 +476,7 @@ impl Detector {
         }
         self.late.retain(|(from, to)| from < to);
         if self.timing.t_b == self.timing.t_b_max {
-            self.noise.clear();
+            self.noise = None;
         }
     }
 }

@@ -228,6 +228,9 @@ fn cover(protection: &Protection, line: &mut impl FnMut(&str, String)) {
             protection.given_again_frames
         ),
     );
+    if protection.rehearsals > 0 {
+        line("rehearsals", protection.rehearsals.to_string());
+    }
 }
 
 /// The phases of an epoch.

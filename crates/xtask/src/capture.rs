@@ -5,6 +5,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use lab::{Client, Host, Network};
 use std::{
     fs::{self, File},
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::Duration,
 };
@@ -42,6 +43,18 @@ impl Capture {
         Self::run(command)
     }
 
+    /// Begins to keep the frames themselves that come to the client and fit `filter`: for [`Self::finish_file`].
+    ///
+    /// # Errors
+    /// tcpdump can't be run.
+    pub(crate) fn file_at_client(client: &Client, filter: &str) -> Result<Self> {
+        let mut command = client.command("tcpdump")?;
+        command
+            .args(["-i", Network::Service.interface(), "-Q", "in"])
+            .args(["-w", "-", "-U", "--time-stamp-precision=nano", filter]);
+        Self::run(command)
+    }
+
     fn run(mut command: Command) -> Result<Self> {
         let folder = tempfile::Builder::new()
             .prefix("romulus-capture-")
@@ -71,6 +84,27 @@ impl Capture {
     /// # Errors
     /// tcpdump does not end, or lost frames.
     pub(crate) fn finish(mut self) -> Result<Vec<String>> {
+        self.end()?;
+        let frames = fs::read_to_string(self.frames())?;
+        // Its own last word is an empty line.
+        let lines = frames.lines().filter(|line| !line.is_empty());
+        Ok(lines.map(str::to_owned).collect())
+    }
+
+    /// Ends it and gives `read` the file with the frames that it kept.
+    ///
+    /// # Errors
+    /// tcpdump does not end, or lost frames; those of `read`.
+    pub(crate) fn finish_file<T>(mut self, read: impl FnOnce(&Path) -> Result<T>) -> Result<T> {
+        self.end()?;
+        read(&self.frames())
+    }
+
+    fn frames(&self) -> PathBuf {
+        self.folder.path().join("frames")
+    }
+
+    fn end(&mut self) -> Result<()> {
         let pid = self.child.id().to_string();
         // Asked to end, it writes what it still holds and says what it lost.
         let asked = Command::new("kill").args(["-INT", &pid]).status()?;
@@ -82,10 +116,7 @@ impl Capture {
             .find(|line| line.contains("dropped by kernel"))
             .context("tcpdump does not say what it lost")?;
         ensure!(lost.trim().starts_with("0 "), "tcpdump: {lost}");
-        let frames = fs::read_to_string(self.folder.path().join("frames"))?;
-        // Its own last word is an empty line.
-        let lines = frames.lines().filter(|line| !line.is_empty());
-        Ok(lines.map(str::to_owned).collect())
+        Ok(())
     }
 }
 

@@ -49,6 +49,9 @@ pub(crate) struct Args {
     /// Show what another fault does, with the outside oracle as the judge
     #[arg(long, value_enum)]
     fault: Option<fault::Fault>,
+    /// How often the backup rehearses its replica (`never`, to see what that is worth)
+    #[arg(long, value_name = "INTERVAL", conflicts_with = "fault")]
+    rehearse: Option<String>,
 }
 
 /// What a demonstration showed.
@@ -76,6 +79,9 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let guest = assets.guest(Image::REGISTRAR_12)?;
     let mut pair = Pair::new(&lab, &assets, guest, |file| {
         file.boot.command_line.push_str(" service.shell");
+        if let (Some(protection), Some(rehearse)) = (&mut file.protection, &args.rehearse) {
+            protection.rehearse = Some(rehearse.clone());
+        }
     })
     .or_else(|error| {
         for host in lab.hosts() {
@@ -280,6 +286,7 @@ fn plot(crossing: &Crossing) -> Plot<'static> {
     let series = |(transport, outcome): &(Transport, sipp::Outcome)| Series {
         name: transport.name().to_owned(),
         points: outcome.timeline_since(began),
+        joined: false,
     };
     Plot {
         title: "REGISTER response times across a power cut",

@@ -60,11 +60,12 @@ impl Journal {
         if !self.path.try_exists()? {
             return Ok(Vec::new());
         }
-        let text = fs::read_to_string(&self.path)
-            .with_context(|| format!("reading {}", self.path.display()))?;
+        // Bytes: what was broken off may end within a character.
+        let text =
+            fs::read(&self.path).with_context(|| format!("reading {}", self.path.display()))?;
         Ok(text
-            .lines()
-            .filter_map(|line| serde_json::from_str(line).ok())
+            .split(|byte| *byte == b'\n')
+            .filter_map(|line| serde_json::from_slice(line).ok())
             .collect())
     }
 }
@@ -108,7 +109,7 @@ mod tests {
         };
         journal.add(&entry).unwrap();
         let mut file = File::options().append(true).open(&path).unwrap();
-        write!(file, "{{\"row\":\"hang\",\"rou").unwrap();
+        file.write_all(b"{\"row\":\"hang\xc3").unwrap();
         assert_eq!(journal.entries::<Entry>().unwrap(), [entry]);
         journal.close().unwrap();
         assert_eq!(journal.entries::<Entry>().unwrap(), []);

@@ -56,12 +56,21 @@ pub(crate) struct Protection {
     /// Input on its way is given to the guest that takes over.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) forward_input: Option<bool>,
+    /// How often the replica is rehearsed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) rehearse: Option<String>,
     /// The one time-out from which the others follow.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) t_b: Option<String>,
     /// How far that may grow by itself.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) t_b_max: Option<String>,
+    /// The interval after output, when none is held.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) epoch_shortest: Option<String>,
+    /// How far it stretches while the guest writes without output.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) epoch_longest: Option<String>,
     /// Interfaces whose carrier the service needs.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) uplink: Option<Vec<String>>,

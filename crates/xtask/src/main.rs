@@ -13,6 +13,7 @@ mod demo;
 mod distribution;
 mod fuzz;
 mod guest;
+mod guest_shell;
 mod journal;
 mod kernel_file;
 mod lab;
@@ -25,10 +26,12 @@ mod oracle;
 mod pair;
 mod probe;
 mod process;
+mod processor;
 mod rate_search;
 mod report;
 mod scenarios;
 mod sipp;
+mod sipstone;
 mod softphone;
 mod test;
 mod udp;
@@ -52,6 +55,8 @@ enum Command {
     Test(test::Args),
     /// Measure, and print a table
     Bench(bench::Args),
+    /// Run the paper's experiments and SIPstone's tests, and write a report
+    Sipstone(sipstone::Args),
     /// Look for bytes that break what reads them
     Fuzz(fuzz::Args),
     /// Build a guest's images from Debian packages
@@ -69,6 +74,7 @@ fn main() -> ExitCode {
         Command::Demo(args) => demo::run(&args),
         Command::Test(args) => test::run(&args),
         Command::Bench(args) => bench::run(&args),
+        Command::Sipstone(args) => sipstone::run(&args),
         Command::Fuzz(args) => fuzz::run(&args),
         Command::Guest(args) => guest::run(args).map(|()| ExitCode::SUCCESS),
         Command::Lab(args) => lab::run(args).map(|()| ExitCode::SUCCESS),

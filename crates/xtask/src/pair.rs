@@ -8,7 +8,7 @@ mod wait;
 
 pub(crate) use arbiter::Arbiter;
 pub(crate) use status::{Phase, Status};
-pub(crate) use takeover::{Steps, UnixSeconds, unix_seconds};
+pub(crate) use takeover::{Steps, UnixSeconds, time as log_time, unix_seconds};
 
 use crate::{
     assets::{Assets, Guest},
@@ -61,10 +61,29 @@ impl<'lab> Pair<'lab> {
         guest: &'lab Guest,
         adapt: impl FnOnce(&mut MachineFile),
     ) -> Result<Self> {
+        Self::numbered(lab, assets, guest, 0, adapt)
+    }
+
+    /// [`Self::new`] for machine `number` of several on the same hosts, each with an arbiter, addresses and ports of its own.
+    ///
+    /// # Errors
+    /// Those of [`Self::new`].
+    pub(crate) fn numbered(
+        lab: &'lab Lab,
+        assets: &'lab Assets,
+        guest: &'lab Guest,
+        number: u8,
+        adapt: impl FnOnce(&mut MachineFile),
+    ) -> Result<Self> {
+        let port = PORT + arbiter::PORTS * u16::from(number);
+        let name = match number {
+            0 => "registrar".to_owned(),
+            _ => format!("machine{number}"),
+        };
         let mut identities = Vec::new();
         let mut folder = String::new();
-        for number in 1..=2 {
-            let host = lab.host(number);
+        for n in 1..=2 {
+            let host = lab.host(n);
             machine_host::place_romulus(host, assets)?;
             folder = machine_host::place_guest(host, guest)?;
             let output = host.run(&[ROMULUS, "pair", "--json"])?;
@@ -77,8 +96,14 @@ impl<'lab> Pair<'lab> {
             );
             identities.push(arbiter::identity(&output.stdout)?);
         }
-        let arbiter = Arbiter::start(&assets.romulus, lab.address(), &identities, lab.logs())?;
-        let mut file = MachineFile::new("registrar", guest, &folder, 0);
+        let arbiter = Arbiter::start(
+            &assets.romulus,
+            lab.address(),
+            number,
+            &identities,
+            lab.logs(),
+        )?;
+        let mut file = MachineFile::new(&name, guest, &folder, number);
         file.uuid = Some(uuid()?);
         file.protection = Some(Protection {
             arbiter: arbiter.address,
@@ -87,17 +112,20 @@ impl<'lab> Pair<'lab> {
             mode: None,
             resend_output: None,
             forward_input: None,
+            rehearse: None,
             t_b: (lab.kind() == lab::Kind::Qemu).then(|| EMULATED_T_B.to_owned()),
             t_b_max: None,
+            epoch_shortest: None,
+            epoch_longest: None,
             uplink: None,
             t_cold: None,
-            hosts: [1, 2].map(|number: usize| {
-                let host = lab.host(number);
+            hosts: [1, 2].map(|n: usize| {
+                let host = lab.host(n);
                 ProtectionHost {
                     name: host.name().to_owned(),
-                    identity: identities[number - 1].clone(),
-                    replication: (host.address(Network::Replication), PORT).into(),
-                    control: (host.address(Network::Control), PORT).into(),
+                    identity: identities[n - 1].clone(),
+                    replication: (host.address(Network::Replication), port).into(),
+                    control: (host.address(Network::Control), port).into(),
                 }
             }),
         });
@@ -251,6 +279,28 @@ impl<'lab> Pair<'lab> {
             .with_context(|| format!("`romulus status --timing --json` printed {text}"))
     }
 
+    /// Writes the pair's file into a host and lets its process read it again; gives what that says.
+    ///
+    /// # Errors
+    /// The host can't be reached, or the process refuses.
+    pub(crate) fn reload(&self, side: usize) -> Result<serde_json::Value> {
+        let host = self.host(side);
+        machine_host::write_machine_file(host, &self.file)?;
+        let text = host.sh(&format!("{ROMULUS} reload {} --json", self.file.name))?;
+        serde_json::from_str(&text)
+            .with_context(|| format!("`romulus reload --json` printed {text}"))
+    }
+
+    /// Writes the mode into the pair's file, for what reads that from now on.
+    ///
+    /// # Errors
+    /// The file has nothing about protection.
+    pub(crate) fn set_mode(&mut self, mode: &str) -> Result<()> {
+        let protection = self.file.protection.as_mut();
+        protection.context("the machine is not protected")?.mode = Some(mode.to_owned());
+        Ok(())
+    }
+
     /// Hands the machine over from the host that runs it, as an operator does.
     ///
     /// # Errors
@@ -319,7 +369,12 @@ impl<'lab> Pair<'lab> {
         Ok(Cut { side, at })
     }
 
-    /// Gives a host its power back, and what it had on its disk, and runs the same command again.
+    /// Notes that a host has lost its power with another machine of its.
+    pub(crate) fn lost(&mut self, side: usize) {
+        self.sides[side].running = None;
+    }
+
+    /// Gives a host its power back, if nobody else has, and what it had on its disk, and runs the same command again.
     ///
     /// # Errors
     /// It does not come up.

@@ -68,7 +68,8 @@ impl Target {
         }
     }
 
-    fn text(self) -> String {
+    /// For people.
+    pub(crate) fn text(self) -> String {
         match self {
             Self::AtMost(bound) => format!("≤ {}", number(bound)),
             Self::AtLeast(bound) => format!("≥ {}", number(bound)),

@@ -13,7 +13,8 @@ mod protect;
 mod protect_disk;
 mod protect_mode;
 mod protect_refused;
-mod relays;
+pub(crate) mod relays;
+mod sipstone;
 mod sizes;
 pub(crate) mod table;
 
@@ -168,6 +169,7 @@ pub(crate) fn all() -> Vec<&'static Scenario> {
         protect_disk::ALL,
         protect_mode::ALL,
         protect_refused::ALL,
+        sipstone::ALL,
         relays::ALL,
     ]
     .into_iter()

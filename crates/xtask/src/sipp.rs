@@ -3,15 +3,17 @@
 //! Counts and times come from the log that our scenario writes for each call, not from SIPp's screen: percentages and
 //! percentiles need every call. SIPp's own clock for scheduling is coarse, so single times are good to about 4 ms.
 
-use crate::{distribution::Distribution, process};
+use crate::{distribution::Distribution, options, process};
 use anyhow::{Context as _, Result, bail};
 use std::{
     collections::HashMap,
     fs::{self, File},
     io::{self, Read as _, Seek as _, SeekFrom},
     net::{Ipv4Addr, SocketAddrV4},
-    process::{Child, Stdio},
+    path::Path,
+    process::{Child, Command, Stdio},
     sync::atomic::{AtomicU16, Ordering},
+    thread,
     time::Duration,
 };
 use tempfile::TempDir;
@@ -172,15 +174,34 @@ pub(crate) fn port() -> u16 {
 /// # Errors
 /// SIPp can't be started.
 pub(crate) fn start(client: &lab::Client, load: Load<'_>) -> Result<Sipp> {
+    let seconds = load.count.div_ceil(load.rate.max(1));
+    start_scenario(client, load, REGISTER, seconds, |_, command| {
+        command.args(["-key", "word", load.users]);
+        Ok(())
+    })
+}
+
+/// Starts a load of calls by a scenario of its own, which writes the same log lines as register.xml. Calls are made at
+/// the load's rate, and the last of them begins after `seconds`. `more` may put files into the run's folder, and adds to
+/// the command.
+///
+/// # Errors
+/// SIPp can't be started.
+pub(crate) fn start_scenario(
+    client: &lab::Client,
+    load: Load<'_>,
+    scenario: &str,
+    seconds: u32,
+    more: impl FnOnce(&Path, &mut Command) -> Result<()>,
+) -> Result<Sipp> {
     let folder = tempfile::Builder::new().prefix("romulus-sipp-").tempdir()?;
-    let scenario = folder.path().join("register.xml");
-    fs::write(&scenario, REGISTER)?;
-    let seconds = Duration::from_secs(u64::from(load.count.div_ceil(load.rate.max(1)))) + GRACE;
+    let file = folder.path().join("scenario.xml");
+    fs::write(&file, scenario)?;
+    let limit = Duration::from_secs(u64::from(seconds)) + GRACE;
     let mut command = client.command("sipp")?;
     command
         .arg(load.server.to_string())
-        .args(["-sf".as_ref(), scenario.as_os_str()])
-        .args(["-key", "word", load.users])
+        .args(["-sf".as_ref(), file.as_os_str()])
         .args([
             "-t",
             load.transport.option(),
@@ -195,7 +216,7 @@ pub(crate) fn start(client: &lab::Client, load: Load<'_>) -> Result<Sipp> {
             "-max_socket",
             &load.count.clamp(1, SOCKETS_MAX).to_string(),
         ])
-        .args(["-timeout", &format!("{}s", seconds.as_secs())])
+        .args(["-timeout", &format!("{}s", limit.as_secs())])
         .args(["-i", &client.address().to_string()])
         .args(["-p", &port().to_string()])
         .args(["-trace_logs", "-log_file"])
@@ -211,13 +232,14 @@ pub(crate) fn start(client: &lab::Client, load: Load<'_>) -> Result<Sipp> {
         // Another connection in the place of a lost one would hide that it was lost.
         command.args(["-max_reconnect", "0"]);
     }
+    more(folder.path(), &mut command)?;
     let child = command
         .spawn()
         .context("running sipp (Debian package sip-tester)")?;
     Ok(Sipp {
         child,
         folder,
-        limit: seconds + GRACE,
+        limit: limit + GRACE,
         wanted: load.count,
         read: (0, 0),
     })
@@ -229,6 +251,35 @@ pub(crate) fn start(client: &lab::Client, load: Load<'_>) -> Result<Sipp> {
 /// SIPp can't be run, or made no call at all. Calls that fail are an [`Outcome`], not an error.
 pub(crate) fn register(client: &lab::Client, load: Load<'_>) -> Result<Outcome> {
     start(client, load)?.finish()
+}
+
+/// Waits until a small load of `seconds` passes without a request sent twice: the first requests after a start find cold
+/// caches and unresolved addresses, and those after an overload what it has left queued.
+///
+/// # Errors
+/// The server does not answer, or never in time.
+pub(crate) fn settle(client: &lab::Client, server: SocketAddrV4, seconds: u32) -> Result<()> {
+    const TRIES: u32 = 10;
+    const RATE: u32 = 10;
+    for _ in 0..TRIES {
+        options::answers(client, server, Duration::from_mins(1))?;
+        let load = Load {
+            server,
+            transport: Transport::Udp,
+            users: "settle",
+            rate: RATE,
+            count: RATE * seconds,
+        };
+        let outcome = register(client, load)?;
+        if outcome.all_ok() && outcome.retransmissions == 0 {
+            return Ok(());
+        }
+        thread::sleep(Duration::from_secs(1));
+    }
+    Err(anyhow::anyhow!(
+        "a small load does not pass {TRIES} times over"
+    ))
+    .context("waiting for the guest to work off what was queued")
 }
 
 impl Sipp {

@@ -203,7 +203,7 @@ impl Filler {
 /// A replica for `memory`, in the first session, and the memory that it goes to.
 pub(crate) fn backup(disks: &[WritableDisk], state: &std::path::Path) -> (Backup, Memory) {
     let backup = Backup::new(Replicas::open(disks, state).unwrap(), 1);
-    let memory = Memory::new(MEMORY).unwrap();
+    let memory = Memory::shareable(MEMORY, false).unwrap();
     backup.prepare(session(1), replica(&memory)).unwrap();
     backup.machine(Some(memory.clone()));
     (backup, memory)

@@ -433,3 +433,49 @@ fn held_output_that_is_none_is_refused_and_changes_nothing() {
         assert_eq!(bench.is(), (1, vec![1], 1));
     }
 }
+
+#[test]
+fn a_commit_does_not_show_in_the_rehearsal_that_goes_on() {
+    let mut bench = Bench::new();
+    assert!(
+        bench.backup.begin_rehearsal().unwrap().is_none(),
+        "no commit"
+    );
+    let epoch = bench.epoch(1);
+    bench.all(&epoch).unwrap();
+    let begun = bench.backup.begin_rehearsal().unwrap().unwrap();
+    assert_eq!(begun.saved, [1]);
+    let epoch = bench.epoch(2);
+    bench.all(&epoch).unwrap();
+    assert_eq!(bench.is(), (2, vec![2], 2));
+    assert!(begun.stage.memory().page_is(0, &[1; PAGE]));
+    // One that is over costs commits nothing.
+    bench.backup.end_rehearsal(&begun.stage);
+    let later = bench.backup.begin_rehearsal().unwrap().unwrap();
+    bench.backup.end_rehearsal(&later.stage);
+    let epoch = bench.epoch(3);
+    bench.all(&epoch).unwrap();
+    assert!(later.stage.memory().page_is(0, &[3; PAGE]), "it was copied");
+}
+
+#[test]
+fn a_rehearsal_ends_with_its_replica() {
+    let ends: [fn(&Bench); 4] = [
+        |bench| bench.backup.discard(),
+        |bench| bench.backup.no_machine(),
+        |bench| bench.backup.stop_rehearsal(),
+        |bench| {
+            let next = replica(&bench.theirs);
+            bench.backup.prepare(session(2), next).unwrap();
+        },
+    ];
+    for (number, end) in ends.into_iter().enumerate() {
+        let mut bench = Bench::new();
+        let epoch = bench.epoch(1);
+        bench.all(&epoch).unwrap();
+        let begun = bench.backup.begin_rehearsal().unwrap().unwrap();
+        assert!(!begun.stage.has_ended());
+        end(&bench);
+        assert!(begun.stage.has_ended(), "number {number}");
+    }
+}

@@ -4,11 +4,16 @@ use super::{
     Driver,
     guest::{Held, Purpose},
 };
-use crate::{Report, clock, disks, orders::Order, outbox::Item};
+use crate::{
+    Report, clock, disks,
+    orders::Order,
+    outbox::Item,
+    rehearsal::{self, Outcome},
+};
 use romulus_checkpoint::Replica;
 use romulus_machine::{Error, Paused};
 use romulus_protocol::{host::Event, id::SessionId};
-use std::{thread, time::Duration};
+use std::{sync::atomic::Ordering, thread, time::Duration};
 
 /// Room in the replica's buffer beside all of memory: for the machine's state and disk writes.
 const SLACK: usize = 128 << 20;
@@ -27,6 +32,7 @@ impl Driver {
     /// A session begins to fill this host. A machine that stands ready, or is being made ready,
     /// takes it: it has never run, and a full copy writes every page.
     pub(super) fn prepare(&mut self, session: SessionId) {
+        self.rehearsals.stop();
         self.node.output.clear();
         let memory = usize::try_from(self.shape.memory).unwrap_or(usize::MAX);
         let pages = memory / romulus_checkpoint::PAGE;
@@ -158,8 +164,9 @@ impl Driver {
             return;
         }
         self.held = Held::Ready(paused);
-        if let Err(error) = &result {
-            tracing::error!("the replica cannot be loaded: {error}");
+        match &result {
+            Ok(()) => self.rehearsals.begin(clock::now()),
+            Err(error) => tracing::error!("the replica cannot be loaded: {error}"),
         }
         self.node.handle(Event::Tried {
             session,
@@ -167,9 +174,53 @@ impl Driver {
         });
     }
 
+    /// Rehearses the replica if it is time for that, in a thread of its own, which says how many frames the guest sent.
+    pub(super) fn rehearse(&mut self) {
+        if let Some(thread) = self.rehearsing.take_if(|thread| thread.is_finished())
+            && thread.join().is_ok_and(|sent| sent > 0)
+        {
+            self.rehearsals.answered();
+        }
+        if self.rehearsing.is_some() || !matches!(self.held, Held::Ready(_)) {
+            return;
+        }
+        if self.backup.has_heard() {
+            self.rehearsals.heard();
+        }
+        if !self.rehearsals.due(clock::now()) {
+            return;
+        }
+        let (node, backup, builder) =
+            (self.node.clone(), self.backup.clone(), self.builder.clone());
+        let work = move || match rehearsal::rehearse(&backup, &*builder) {
+            Ok(None) => {
+                tracing::debug!("there is nothing that could be rehearsed");
+                0
+            }
+            Ok(Some(outcome)) => {
+                node.figures.rehearsals.fetch_add(1, Ordering::Relaxed);
+                let Outcome { ran, sent, cut } = outcome;
+                tracing::info!(?ran, sent, cut, "rehearsed the replica");
+                sent
+            }
+            Err(error) => {
+                tracing::warn!("the replica cannot be rehearsed: {error}");
+                0
+            }
+        };
+        // The name is inherited by nobody: the machine's threads have theirs.
+        let name = format!("{} rehearse", self.settings.name);
+        match thread::Builder::new().name(name).spawn(work) {
+            Ok(thread) => self.rehearsing = Some(thread),
+            Err(error) => tracing::warn!(%error, "no thread to rehearse the replica"),
+        }
+    }
+
     /// Loads the newest commit in earnest. It may still be that nothing runs here.
     pub(super) fn load_replica(&mut self) {
         let begun = clock::now();
+        self.rehearsals.stop();
+        self.backup.stop_rehearsal();
         let Held::Ready(paused) = &mut self.held else {
             tracing::error!("the replica is to be loaded and there is no machine for it");
             self.node.handle(Event::Loaded(false));

@@ -19,7 +19,7 @@ use crate::{
     settings::{ArbiterAddress, HostAddress},
 };
 use romulus_machine::{
-    DiskLog as _, Memory, Outlet as _, Ports, TapWriter, TrackingCosts, tiny::Tiny,
+    CableEnd, DiskLog as _, Memory, Outlet as _, Ports, TapWriter, TrackingCosts, tiny::Tiny,
 };
 use romulus_network::{Mode, in_flight::Keep};
 use romulus_protocol::{
@@ -76,6 +76,10 @@ impl Builder for Watched {
         self.see(Builder::prepare(&self.tiny, ports))
     }
 
+    fn rehearse(&self, memory: Memory) -> Result<(Paused, Vec<CableEnd>), Error> {
+        self.tiny.rehearse(memory)
+    }
+
     fn shape(&self) -> Result<Shape, Error> {
         self.tiny.shape()
     }
@@ -125,6 +129,7 @@ fn settings(state: &Path) -> Settings {
         queue: 1 << 20,
         lock_memory: false,
         uplink: Vec::new(),
+        rehearse: None,
         reboot: true,
         tracking: TrackingCosts {
             first_write: Duration::from_micros(1),
@@ -164,6 +169,7 @@ impl Bench {
         let log = Arc::new(WriteLog::default());
         let ports = Ports {
             outlet: Some(Arc::clone(&node.output) as Arc<_>),
+            shareable: true,
             ..Ports::default()
         };
         let driver = Driver::new(

@@ -7,7 +7,7 @@ use romulus_engine::{
     identity::{Public, Secret},
     sidecar,
 };
-use romulus_machine::{Error, Memory, Outlet, Paused, Ports, TapWriter, tiny::Tiny};
+use romulus_machine::{CableEnd, Error, Memory, Outlet, Paused, Ports, TapWriter, tiny::Tiny};
 use romulus_network::{Mode, in_flight::Keep};
 use romulus_protocol::{
     arbiter::{Ask, Request},
@@ -57,6 +57,10 @@ impl Builder for Watched {
         self.see(Builder::prepare(&self.tiny, ports))
     }
 
+    fn rehearse(&self, memory: Memory) -> Result<(Paused, Vec<CableEnd>), Error> {
+        self.tiny.rehearse(memory)
+    }
+
     fn shape(&self) -> Result<Shape, Error> {
         self.tiny.shape()
     }
@@ -79,6 +83,8 @@ pub(crate) struct Options {
     pub(crate) timing: Timing,
     /// Where the guest's frames go.
     pub(crate) wire: Option<TapWriter>,
+    /// How often the replica is rehearsed.
+    pub(crate) rehearse: Option<Duration>,
 }
 
 impl Default for Options {
@@ -104,6 +110,8 @@ impl Default for Options {
                 ..Timing::default()
             },
             wire: None,
+            // Whatever else a test looks at, this happens beside.
+            rehearse: Some(Duration::from_secs(1)),
         }
     }
 }
@@ -256,6 +264,7 @@ impl Bench {
             queue: 1 << 20,
             lock_memory: false,
             uplink: Vec::new(),
+            rehearse: self.options.rehearse,
             reboot: true,
             tracking: romulus_machine::tracking_costs().unwrap(),
         };

@@ -2,6 +2,7 @@
 
 use super::{
     Devices, InterruptLine,
+    block::Disk,
     net::{
         TapWriter,
         link::{Header, Link, Offload},
@@ -72,5 +73,13 @@ pub(crate) fn devices(config: &Config) -> Result<Devices, Error> {
     for _ in &config.nics {
         links.push(Box::new(Nowhere(File::open("/dev/null").map_err(host)?)));
     }
-    Devices::with_links(config, ram, Arc::new(Unheard), links, &Ports::default())
+    let disks = Disk::open_all(config)?;
+    Devices::with(
+        config,
+        ram,
+        Arc::new(Unheard),
+        links,
+        disks,
+        &Ports::default(),
+    )
 }

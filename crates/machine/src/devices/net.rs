@@ -7,12 +7,14 @@
 //! **Sent frames** go out by one `writev` straight from guest memory, behind a copy of their header: the header that
 //! was checked is the one that is sent. Where the machine has an [`Outlet`], that gets them instead, and decides.
 
+pub(crate) mod cable;
 pub(crate) mod link;
 mod receive;
 pub(crate) mod tap;
 mod transmit;
 mod writer;
 
+pub use cable::CableEnd;
 pub use writer::TapWriter;
 
 use self::{

@@ -2,6 +2,7 @@
 
 use super::{
     Devices, InterruptLine,
+    block::Disk,
     net::{
         TapWriter,
         link::{HEADER, Header, Link, Offload, vectors},
@@ -190,7 +191,8 @@ impl Guest {
     ) -> Self {
         let pulses = Arc::<Pulses>::default();
         let interrupts = Arc::clone(&pulses) as Arc<_>;
-        let devices = Devices::with_links(config, ram.clone(), interrupts, links, ports).unwrap();
+        let disks = Disk::open_all(config).unwrap();
+        let devices = Devices::with(config, ram.clone(), interrupts, links, disks, ports).unwrap();
         Self {
             ram,
             devices,

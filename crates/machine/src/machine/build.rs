@@ -6,10 +6,10 @@ use crate::{
     boot::{self, registers},
     chipset::Chipset,
     config::{Config, MEMORY_MIN, VCPUS_MAX},
-    devices::Devices,
+    devices::{CableEnd, Devices, InterruptLine},
     error::kvm,
     exit::ExitLatch,
-    memory::{Memory, Region},
+    memory::{Memory, Ram, Region},
     page_set::PageSet,
     ports::Ports,
     vcpu::{Bus, Caps, Team, Vcpu, cpuid},
@@ -66,6 +66,18 @@ pub(super) fn bare(
     Parts::new(config, console, ports, true)?.start(config, Life::Empty)
 }
 
+/// A machine around `memory` that reaches nothing outside, for a rehearsal, with the other ends of its cards' cables.
+pub(super) fn rehearsal(config: &Config, memory: Memory) -> Result<(Core, Vec<CableEnd>), Error> {
+    check(config)?;
+    let mut ends = Vec::new();
+    let parts = Parts::around(config, Box::new(io::sink()), memory, |ram, lines| {
+        let (devices, others) = Devices::rehearse(config, ram, lines)?;
+        ends = others;
+        Ok(devices)
+    })?;
+    Ok((parts.start(config, Life::Empty)?, ends))
+}
+
 /// A machine whose processors and memory `program` makes ready.
 pub(super) fn with_program(
     config: &Config,
@@ -98,6 +110,25 @@ impl Parts {
         shut: bool,
     ) -> Result<Self, Error> {
         check(config)?;
+        let memory = if ports.shareable && shut {
+            Memory::shareable(config.memory, ports.lock_memory)?
+        } else {
+            Memory::new(config.memory)?
+        };
+        if ports.lock_memory {
+            memory.lock()?;
+        }
+        Self::around(config, console, memory, |ram, lines| {
+            Devices::new(config, ram, lines, ports, shut)
+        })
+    }
+
+    fn around(
+        config: &Config,
+        console: Box<dyn Write + Send>,
+        memory: Memory,
+        devices: impl FnOnce(Ram, Arc<dyn InterruptLine>) -> Result<Devices, Error>,
+    ) -> Result<Self, Error> {
         let kvm = open()?;
         let vm = Arc::new(kvm.create_vm().map_err(self::kvm("KVM_CREATE_VM"))?);
         disable_performance_counters(&vm);
@@ -105,15 +136,10 @@ impl Parts {
         vm.set_tss_address(TSS)
             .map_err(self::kvm("KVM_SET_TSS_ADDR"))?;
         let chipset = Arc::new(Chipset::new(Arc::clone(&vm), console)?);
-        let memory = Memory::new(config.memory)?;
-        if ports.lock_memory {
-            memory.lock()?;
-        }
         for region in memory.regions() {
             set_slot(&vm, region, 0)?;
         }
-        let ram = memory.ram().clone();
-        let devices = Devices::new(config, ram, chipset.lines(), ports, shut)?;
+        let devices = devices(memory.ram().clone(), chipset.lines())?;
         connect(&vm, &devices, memory.regions().len())?;
         let cpuid = guest_cpuid(&kvm, config.vcpus)?;
         let vcpus = (0..config.vcpus)

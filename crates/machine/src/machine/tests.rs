@@ -220,3 +220,28 @@ fn seen(loaded: &Paused) -> [u32; 4] {
     assert_eq!(first, second);
     first
 }
+
+/// Each failing vCPU's thread kicks the others, and the machine's end joins them one after the other meanwhile: none may be kicked
+/// that is gone.
+#[test]
+fn a_machine_may_go_while_its_vcpus_fail() {
+    if !kvm_is_there("a_machine_may_go_while_its_vcpus_fail") {
+        return;
+    }
+    for round in 0..40u32 {
+        let guest = Tiny {
+            wait: 0,
+            ..guest(4)
+        };
+        let machine = guest.boot().unwrap().resume().unwrap();
+        while guest.rounds(machine.memory(), 3) < 2 {
+            thread::yield_now();
+        }
+        // The program's page: what follows is no instruction that a guest may execute, and there is nobody to tell.
+        machine.memory().write_page(4, &[0xf4; crate::memory::PAGE]);
+        if !round.is_multiple_of(4) {
+            thread::sleep(Duration::from_micros(50) * round);
+        }
+        drop(machine);
+    }
+}

@@ -26,6 +26,11 @@ impl WriteLog {
         log
     }
 
+    /// The memory that is logged.
+    pub(super) fn mapping(&self) -> Option<&Mapping> {
+        self.mapping.as_ref()
+    }
+
     /// Marks page number `page`; beyond the end nothing happens.
     pub fn mark(&self, page: usize) {
         let Some(word) = self.words.get(page / 64) else {

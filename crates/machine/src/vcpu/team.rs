@@ -21,7 +21,7 @@ use std::{
     io,
     os::unix::thread::JoinHandleExt,
     sync::{
-        Arc, Mutex, MutexGuard, Once, OnceLock, PoisonError,
+        Arc, Mutex, MutexGuard, Once, PoisonError,
         atomic::{AtomicU8, AtomicU64, Ordering},
     },
     thread::{self, JoinHandle},
@@ -38,13 +38,12 @@ struct Kick {
 
 // SAFETY: both are addresses; `Shared::kick` says why they are valid when they are used.
 unsafe impl Send for Kick {}
-// SAFETY: as above; the byte is only touched atomically.
-unsafe impl Sync for Kick {}
 
 impl Kick {
     fn immediate_exit(&self) -> &AtomicU8 {
-        // SAFETY: the page is mapped as long as the vCPU exists, and the vCPU goes only when its thread is joined,
-        // which takes the team's last use of this with it. The kernel only reads the byte.
+        // SAFETY: the page is mapped as long as the vCPU exists, and the vCPU goes only when its thread is joined. Before any
+        // thread is joined, the team forgets all kicks, under the lock that whoever uses one holds. The kernel only reads the
+        // byte.
         unsafe { AtomicU8::from_ptr(self.immediate_exit) }
     }
 }
@@ -64,7 +63,8 @@ struct Shared {
     help: Help,
     boxes: Vec<Mutex<Mailbox>>,
     exits: Vec<Counter>,
-    kicks: OnceLock<Vec<Kick>>,
+    /// Empty before all threads are there, and again when they are to be joined.
+    kicks: Mutex<Vec<Kick>>,
     latch: Arc<ExitLatch>,
 }
 
@@ -104,7 +104,7 @@ impl Team {
             help: Help::default(),
             boxes: (0..n).map(|_| Mutex::default()).collect(),
             exits: (0..n).map(|_| Counter::default()).collect(),
-            kicks: OnceLock::new(),
+            kicks: Mutex::default(),
             latch,
         });
         let mut team = Self {
@@ -132,7 +132,7 @@ impl Team {
             });
             team.threads.push(thread);
         }
-        assert!(team.shared.kicks.set(kicks).is_ok(), "set once");
+        *team.shared.kicks() = kicks;
         if team.shared.gate.wait_done() {
             Ok(team)
         } else {
@@ -160,7 +160,7 @@ impl Team {
     /// Lets all vCPUs run. They must be parked.
     pub(crate) fn run(&mut self, forgive: bool) -> Result<(), Error> {
         self.finish_saving()?;
-        for kick in self.shared.kicks() {
+        for kick in self.shared.kicks().iter() {
             // Only here: a vCPU thread that cleared it itself could clear the next pause's.
             kick.immediate_exit().store(0, Ordering::Relaxed);
         }
@@ -275,6 +275,8 @@ impl Drop for Team {
     fn drop(&mut self) {
         self.shared.gate.order(Order::Stop);
         self.shared.kick();
+        // A thread that is still about to say that its vCPU has failed kicks the others, some of which are joined by then.
+        self.shared.kicks().clear();
         for thread in self.threads.drain(..) {
             if thread.join().is_err() {
                 tracing::error!("a vCPU thread panicked");
@@ -284,18 +286,19 @@ impl Drop for Team {
 }
 
 impl Shared {
-    fn kicks(&self) -> &[Kick] {
-        self.kicks.get().map_or(&[], Vec::as_slice)
+    fn kicks(&self) -> MutexGuard<'_, Vec<Kick>> {
+        self.kicks.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Gets every thread out of `KVM_RUN`, and keeps it from going back in.
     fn kick(&self) {
-        for kick in self.kicks() {
+        let kicks = self.kicks();
+        for kick in kicks.iter() {
             kick.immediate_exit().store(1, Ordering::Release);
         }
-        for kick in self.kicks() {
-            // SAFETY: the threads are joined only by the team's drop, so the id is valid; the signal's handler does
-            // nothing.
+        for kick in kicks.iter() {
+            // SAFETY: the threads are joined only by the team's drop, which takes the kicks away before that, so the id is
+            // valid; the signal's handler does nothing.
             unsafe { libc::pthread_kill(kick.thread, SIGRTMIN()) };
         }
     }

@@ -65,6 +65,14 @@ impl KeptInput {
         young.map(|frame| (frame.card, frame.bytes)).collect()
     }
 
+    /// What [`Self::take`] would take out.
+    pub fn look(&self, now: u64) -> Vec<(usize, Vec<u8>)> {
+        let young = self.frames.iter().filter(|frame| !is_old(frame, now));
+        young
+            .map(|frame| (frame.card, frame.bytes.clone()))
+            .collect()
+    }
+
     /// Forgets everything, and begins to count anew.
     pub fn clear(&mut self) {
         self.frames.clear();
@@ -107,7 +115,12 @@ mod tests {
         }
         kept.committed(3);
         kept.committed(2);
+        let seen = kept.look(0);
         assert_eq!(marks(&mut kept, 0), [3, 4, 5]);
+        assert_eq!(
+            seen.iter().map(|(_, bytes)| bytes[0]).collect::<Vec<_>>(),
+            [3, 4, 5]
+        );
         assert_eq!(marks(&mut kept, 0), [], "once");
         arrive(&mut kept, 7, 0);
         kept.committed(8);

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::arbiter::{Answer, Request};
+use crate::detector::Noise;
 use crate::heartbeat::{Heartbeat, Uplink};
 use crate::id::{Epoch, Incarnation, MachineId, SessionId, Term};
 use crate::lanes::Lane;
@@ -199,6 +200,8 @@ pub enum Notice {
     Adapted {
         /// The new `T_b`.
         t_b: Duration,
+        /// The delay from which it follows.
+        noise: Option<Noise>,
     },
     /// The arbiter answers again, or no longer: nobody could run on alone.
     Arbiter {
@@ -213,7 +216,12 @@ pub enum Notice {
         record: Option<Record>,
     },
     /// This host freezes and claims the record.
-    Claims,
+    Claims {
+        /// How long the other side has been silent, as far as that can be said.
+        silence: Option<Duration>,
+        /// `T_b` as it is.
+        t_b: Duration,
+    },
     /// The runner begins to hand the machine over to the other host.
     SwitchesOver(Switch),
     /// A switchover that was asked for, or begun, came to nothing: the machine stays where it is.

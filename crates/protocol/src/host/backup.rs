@@ -1,5 +1,6 @@
 //! Backup: a replica is filled, committed to, and kept until it is certain to be stale.
 
+use crate::detector::Watch;
 use crate::guards::Guard;
 use crate::id::{Epoch, Incarnation, SessionId, Term};
 use crate::message::{Checkpoint, Message};
@@ -183,7 +184,14 @@ impl Host {
         };
         let phase = self.claim_phase();
         let keep = if phase == Phase::Running { None } else { keep };
-        self.notice(Notice::Claims);
+        let watch = if self.is_me(record.runner) {
+            Watch::Heir
+        } else {
+            Watch::Runner
+        };
+        let silence = other.and_then(|other| self.detector.silence(now, other, watch));
+        let t_b = self.detector.t_b();
+        self.notice(Notice::Claims { silence, t_b });
         self.ask(now, Why::Claim, Right::Named, self.me, keep, phase);
     }
 

@@ -264,7 +264,8 @@ impl Host {
 
     fn tick(&mut self, now: Time, drained: bool) {
         if let Some(t_b) = self.detector.tick(now, drained) {
-            self.notice(Notice::Adapted { t_b });
+            let noise = self.detector.noise();
+            self.notice(Notice::Adapted { t_b, noise });
         }
         while let Some(peer) = self.detector.dead_link(now) {
             self.notice(Notice::LinkDead);

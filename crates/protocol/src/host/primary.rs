@@ -173,7 +173,7 @@ impl Host {
             return false;
         };
         let age = self.detector.echo_age(now, heir);
-        let fresh = age.is_some_and(|age| age < self.config.timing.t_a);
+        let fresh = age.is_some_and(|age| age < self.detector.t_a());
         self.seat.is_idle() && session.peer == heir && fresh && self.says_whole(heir)
     }
 
@@ -270,7 +270,7 @@ impl Host {
         // A host that lost its power closes no connection. While output waits for it, less
         // patience is due.
         let patience = if session.cover.is_some() {
-            self.config.timing.t_a
+            self.detector.t_a()
         } else {
             self.config.timing.t_b_max
         };
@@ -348,7 +348,7 @@ impl Host {
     fn offer(&mut self, now: Time) {
         let lives = |c: &Candidate| {
             let age = self.detector.echo_age(now, c.incarnation);
-            c.not_before <= now && age.is_some_and(|age| age < self.config.timing.t_a)
+            c.not_before <= now && age.is_some_and(|age| age < self.detector.t_a())
         };
         let Some(at) = self.connected.iter().position(lives) else {
             return;

@@ -254,18 +254,6 @@ fn search() {
         tell(guard, "pair, one fault", one_fault(guard));
     }
     let sessions = [G::NoneBeforeResync, G::SessionCommits, G::HeirWhole];
-    let others = G::ALL.iter().copied();
-    let others = others.filter(|g| {
-        ![&lease[..], &naming, &sessions]
-            .iter()
-            .any(|list| list.contains(g))
-    });
-    for guard in others {
-        if World::beginnings(without(Some(guard)), &TIMELESS).is_some() {
-            tell(Some(guard), "pair, two faults", two_faults(Some(guard)));
-        }
-    }
-    tell(None, "switchover, one fault", switchover(None));
     let switches = [
         G::SwitchProtected,
         G::SwitchAtRest,
@@ -275,6 +263,18 @@ fn search() {
         G::SwitchTakesBack,
         G::YieldOfSession,
     ];
+    let others = G::ALL.iter().copied();
+    let others = others.filter(|g| {
+        ![&lease[..], &naming, &sessions, &switches]
+            .iter()
+            .any(|list| list.contains(g))
+    });
+    for guard in others {
+        if World::beginnings(without(Some(guard)), &TIMELESS).is_some() {
+            tell(Some(guard), "pair, two faults", two_faults(Some(guard)));
+        }
+    }
+    tell(None, "switchover, one fault", switchover(None));
     for guard in switches.map(Some) {
         tell(guard, "switchover, one fault", switchover(guard));
     }

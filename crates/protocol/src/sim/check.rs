@@ -4,6 +4,7 @@
 use crate::host::{RoleName, Source};
 use crate::id::{Incarnation, Term};
 use crate::record::Phase;
+use crate::timing::Timing;
 
 use super::engine::Process;
 use super::history::Node;
@@ -16,8 +17,9 @@ const PROTECTED_WITHIN: u64 = 6_000 * MS;
 /// How long until the heir runs: the highest `T_b` on the slowest clock, the stall limit, two
 /// answers of the arbiter, a load.
 const TAKEOVER_WITHIN: u64 = 600 * MS;
-/// How long a primary may believe in a backup that is gone: `T_a` on a slow clock, and a tick.
-const BELIEF: u64 = 120 * MS;
+/// How long a primary may believe in a backup that is gone, beyond the highest `T_a`: a slow clock,
+/// and a tick.
+const BELIEF: u64 = 40 * MS;
 
 impl World<'_> {
     pub(super) fn incarnation(&self, of: Incarnation) -> Option<(usize, &Process)> {
@@ -252,10 +254,15 @@ impl World<'_> {
             .and_then(|h| h.replica.as_ref())
             .filter(|r| r.session.runner == me);
         let covered = record.runner == me && replica.is_some_and(|r| r.whole);
+        let Timing {
+            t_a, t_b, t_b_max, ..
+        } = self.timing;
+        let longest = t_a.as_nanos() * t_b_max.as_nanos() / t_b.as_nanos();
+        let belief = u64::try_from(longest).unwrap_or(u64::MAX) + BELIEF;
         let untried = covered && heir.is_some_and(|h| h.broken);
         let since = process.lies_since;
         let now = self.now;
-        if untried || since.is_some_and(|since| now > since + BELIEF) {
+        if untried || since.is_some_and(|since| now > since + belief) {
             self.broke(Broken::FalseCover);
         }
         if let Some(process) = self.process(host) {

@@ -91,7 +91,7 @@ impl World<'_> {
                     self.plan_epoch(host);
                 }
             }
-            Action::Notice(Notice::Claims) => self.check_claim(host),
+            Action::Notice(Notice::Claims { .. }) => self.check_claim(host),
             Action::Notice(Notice::SwitchesOver(Switch::Uplink)) => self.check_switch(host),
             Action::Notice(Notice::Refused(
                 Refusal::Shape | Refusal::NotNamed | Refusal::Exists,

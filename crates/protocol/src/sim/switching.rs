@@ -7,7 +7,7 @@ use crate::id::Incarnation;
 use super::faults::Fault;
 use super::history::Node;
 use super::world::{Stage, World};
-use super::{Broken, Happening, MS, timing};
+use super::{Broken, Happening, MS};
 
 /// How long a switchover may take when nothing else happens: two slow answers of the arbiter, a
 /// load, a few heartbeats; for an uplink `t_hold` before that.
@@ -113,7 +113,7 @@ impl World<'_> {
     }
 
     fn t_hold(&self) -> u64 {
-        u64::try_from(timing(self.guards).t_hold.as_nanos()).unwrap_or(0)
+        u64::try_from(self.timing.t_hold.as_nanos()).unwrap_or(0)
     }
 
     /// Nothing fails, the machine is protected: a switchover must come about, or must not.
@@ -214,7 +214,7 @@ impl World<'_> {
     /// The machine is switched over for an uplink.
     pub(super) fn check_switch(&mut self, host: usize) {
         let (now, clocks) = (self.now, |time: u64| time * 94 / 100);
-        let t_uplink = u64::try_from(timing(self.guards).t_uplink.as_nanos()).unwrap_or(0);
+        let t_uplink = u64::try_from(self.timing.t_uplink.as_nanos()).unwrap_or(0);
         let gone = self.computers[host].uplink.gone_for(now);
         // It may just have come back.
         let gone = gone.unwrap_or(now - self.computers[host].uplink.down.min(now));

@@ -11,6 +11,7 @@ use crate::id::{Incarnation, MachineId};
 use crate::record::Record;
 use crate::sidecar::Sidecar;
 use crate::time::Time;
+use crate::timing::Timing;
 
 use super::engine::{Disk, Process};
 use super::faults::Fault;
@@ -73,6 +74,7 @@ pub(super) struct World<'a> {
     pub(super) counter: u64,
     pub(super) random: Random,
     pub(super) guards: Guards,
+    pub(super) timing: Timing,
     /// Some output may be unheld.
     pub(super) unheld: bool,
     /// The mode that the operator wants: whether some output is unheld.
@@ -152,6 +154,7 @@ impl<'a> World<'a> {
             happenings: BTreeMap::new(),
             counter: 0,
             guards,
+            timing: timing(guards, seed),
             unheld: seed % 2 == 1,
             mode: false,
             computers,
@@ -382,7 +385,7 @@ impl<'a> World<'a> {
             machine: MACHINE,
             unheld: self.computers[host].unheld,
             preferred: host == 0,
-            timing: timing(self.guards),
+            timing: self.timing,
         };
         let sidecar = self.computers[host].disk.sidecar.clone();
         let now = self.clock(host);

@@ -259,6 +259,7 @@ fn message() -> impl Strategy<Value = Message> {
         (session(), any::<u64>()).prop_map(|(s, e)| Message::Commit(s, Epoch(e))),
         session().prop_map(Message::Tried),
         session().prop_map(Message::Bye),
+        session().prop_map(Message::Yield),
         Just(Message::Stopped),
     ]
 }
@@ -376,7 +377,7 @@ proptest! {
 fn the_header_is_what_the_text_says() {
     let mut out = Vec::new();
     encode_message(&Message::Stopped, &mut out);
-    let mut golden = b"RMLS\x01\x00\x1a\x00\x00\x00\x00\x00".to_vec();
+    let mut golden = b"RMLS\x02\x00\x1a\x00\x00\x00\x00\x00".to_vec();
     golden.extend_from_slice(&crc32c::crc32c(&golden).to_le_bytes());
     assert_eq!(out, golden);
     out[4] = 9;
@@ -393,4 +394,44 @@ fn a_huge_length_allocates_nothing() {
         decode_message(&out),
         Err(WireError::Long(u32::MAX as usize))
     );
+}
+
+#[test]
+fn more_uplinks_than_there_are_is_no_heartbeat() {
+    let beat = |uplink| Heartbeat {
+        machine: MachineId(1),
+        from: Incarnation::new(2).expect("not zero"),
+        sent: Time(3),
+        moves: true,
+        activity: Activity::Backup,
+        whole: true,
+        uplink,
+        generation: Generation(4),
+        echoes: Vec::new(),
+    };
+    let read = |uplink| {
+        let mut out = Vec::new();
+        encode_heartbeat(&beat(uplink), &Insecure, &mut out);
+        decode_heartbeat(&out, &Insecure).map(|beat| beat.uplink)
+    };
+    for (up, of) in [(0, 0), (0, 1), (255, 255)] {
+        assert_eq!(read(Uplink { up, of }), Ok(Uplink { up, of }));
+    }
+    for (up, of) in [(1, 0), (3, 2), (255, 254)] {
+        assert!(matches!(read(Uplink { up, of }), Err(WireError::Body(_))));
+    }
+}
+
+#[test]
+fn what_is_stored_keeps_its_version_when_the_hosts_messages_change() {
+    let version = |bytes: &[u8]| u16::from_le_bytes([bytes[4], bytes[5]]);
+    let mut stored = Vec::new();
+    encode_sidecar(&crate::sidecar::Sidecar::empty(MachineId(1)), &mut stored);
+    assert_eq!(version(&stored), 1);
+    let mut sent = Vec::new();
+    encode_message(&Message::Stopped, &mut sent);
+    assert_eq!(version(&sent), VERSION);
+    // A host of the first release is told apart by its first word.
+    sent[4..6].copy_from_slice(&1_u16.to_le_bytes());
+    assert_eq!(decode_message(&sent), Err(WireError::Version(1, VERSION)));
 }

@@ -132,6 +132,9 @@ pub(crate) struct Protection {
     pub(crate) sent_again_frames: u64,
     #[serde(default)]
     pub(crate) given_again_frames: u64,
+    /// How often the replica was rehearsed here.
+    #[serde(default)]
+    pub(crate) rehearsals: u64,
     /// Epochs that this process has sealed.
     pub(crate) epochs: u64,
     /// Mean of pages that an epoch may have dirtied.

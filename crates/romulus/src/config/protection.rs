@@ -28,6 +28,10 @@ const STATE: &str = "/var/lib/romulus";
 const SHADOW_MAX: u64 = 1 << 30;
 /// Held output where the file says nothing.
 const QUEUE: u64 = 32 << 20;
+/// How often a replica is rehearsed where the file says nothing.
+const REHEARSE: Duration = Duration::from_mins(1);
+/// A rehearsal takes half a second: more often, and it is most of what a backup does.
+const REHEARSE_MIN: Duration = Duration::from_secs(5);
 /// Held output: a burst of large frames must fit, and a host must not drown in it.
 const QUEUE_RANGE: (u64, u64) = (1 << 20, 4 << 30);
 
@@ -55,6 +59,8 @@ pub struct Protection {
     pub insecure: bool,
     /// Guest memory is locked.
     pub lock_memory: bool,
+    /// How often the backup rehearses its replica; nothing: never.
+    pub rehearse: Option<Duration>,
     /// Last-sent versions of pages kept at most, in bytes.
     pub shadow: u64,
     /// Held output at most, in bytes.
@@ -150,6 +156,11 @@ impl Reader<'_> {
         let lock_memory = or(section.take("lock_memory"), true, |v| {
             section.boolean("lock_memory", v)
         });
+        let rehearse = or(section.take("rehearse"), Some(REHEARSE), |v| {
+            section
+                .parse("rehearse", v, parse_rehearse)
+                .map(Spanned::into_inner)
+        });
         // More than all of memory is never used.
         let shadow = or(section.take("shadow"), SHADOW_MAX, |v| {
             section
@@ -191,6 +202,7 @@ impl Reader<'_> {
             },
             insecure: insecure?,
             lock_memory: lock_memory?,
+            rehearse: rehearse?,
             shadow: shadow?,
             queue: queue?,
             uplink: uplink?,
@@ -534,6 +546,18 @@ fn scaled(default: Duration, t_b: Duration, default_t_b: Duration) -> Duration {
 fn parse_identity(text: &str) -> Result<Public, String> {
     text.parse::<Public>()
         .map_err(|error| format!("{error}; `romulus pair` prints the right one on its host"))
+}
+
+/// How often a replica is rehearsed.
+fn parse_rehearse(text: &str) -> Result<Option<Duration>, String> {
+    if text == "never" {
+        return Ok(None);
+    }
+    let interval = values::parse_duration(text).map_err(|why| format!("{why}, or \"never\""))?;
+    if interval < REHEARSE_MIN {
+        return Err(format!("{text:?} is too often: at least 5 s, or \"never\""));
+    }
+    Ok(Some(interval))
 }
 
 fn parse_queue(text: &str) -> Result<u64, String> {

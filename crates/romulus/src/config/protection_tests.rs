@@ -54,6 +54,7 @@ fn the_example_is_read_with_its_defaults() {
     assert_eq!((protection.shadow, protection.queue), (512 << 20, 32 << 20));
     assert_eq!(protection.keep, Keep::default());
     assert_eq!(protection.uplink, [""; 0]);
+    assert_eq!(protection.rehearse, Some(Duration::from_mins(1)));
     assert_eq!(protection.timing, Timing::default());
     assert_eq!(protection.limits, Limits::default());
     assert_eq!(protection.warnings(), [""; 0]);
@@ -69,6 +70,7 @@ insecure = true
 lock_memory = false
 resend_output = false
 forward_input = false
+rehearse = "never"
 shadow = "64 MiB"
 queue = "8 MiB"
 t_b = "200ms"
@@ -97,6 +99,7 @@ guest_share = 0.7"#,
     assert_eq!((protection.insecure, protection.lock_memory), (true, false));
     assert_eq!((protection.shadow, protection.queue), (64 << 20, 8 << 20));
     assert!(!protection.keep.output && !protection.keep.input);
+    assert_eq!(protection.rehearse, None);
     let ms = Duration::from_millis;
     let timing = &protection.timing;
     assert_eq!(
@@ -258,6 +261,8 @@ fn a_wrong_choice_is_refused_alone() {
     let keys: &[(&str, &str)] = &[
         ("insecure = 'no'", "must be true or false"),
         ("queue = '1 KiB'", "at least 1 MiB"),
+        ("rehearse = '1 s'", "at least 5 s"),
+        ("rehearse = 'no'", "or \"never\""),
         ("shadow = 'much'", "is not a size"),
         ("t_b = '0s'", "zero is no interval"),
         ("t_b = 100", "must be text in quotes"),

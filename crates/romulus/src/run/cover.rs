@@ -180,6 +180,7 @@ impl Cover {
         protection.skipped_frames = status.input.skipped;
         protection.sent_again_frames = status.output.sent_again;
         protection.given_again_frames = status.input.given_again;
+        protection.rehearsals = status.rehearsals;
         protection.epochs = status.epochs;
         protection.dirty_pages_mean = status.dirty_pages / status.epochs.max(1);
         protection.first_writes_mean = status.first_writes / status.epochs.max(1);

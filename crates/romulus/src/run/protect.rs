@@ -168,6 +168,7 @@ fn settings(file: &MachineFile, me: usize) -> Result<Settings, Failure> {
         queue: protection.queue,
         lock_memory: protection.lock_memory,
         uplink: protection.uplink.clone(),
+        rehearse: protection.rehearse,
         reboot: file.on_reboot == After::Restart,
         tracking: tracking(),
     })

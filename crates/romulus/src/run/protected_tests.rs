@@ -90,6 +90,7 @@ fn waiting() -> Status {
         first_writes: 0,
         sent_pages: 0,
         sent_bytes: 0,
+        rehearsals: 0,
         protected_for: None,
     }
 }

@@ -58,6 +58,7 @@ pub struct Account {
     duplicates: u32,
     reordered: u32,
     restarts: u32,
+    ssrc: Option<u32>,
     jitter: Jitter,
     /// By how much the header's sequence number is ahead of the packet's index.
     ahead: Option<u16>,
@@ -136,6 +137,8 @@ impl Default for Playout {
 /// What became of a stream. Times are in milliseconds.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Report {
+    /// The number in the header of the last packet that arrived: what a capture knows the stream by.
+    pub ssrc: Option<u32>,
     /// Packets that were sent.
     pub sent: u32,
     /// Packets that arrived, each counted as often as it did.
@@ -179,6 +182,7 @@ impl Account {
             return false;
         }
         self.received += 1;
+        self.ssrc = Some(header.ssrc);
         self.jitter.step(at, header.timestamp);
         let Ok(index) = usize::try_from(mark.index) else {
             return false;
@@ -252,6 +256,7 @@ impl Account {
             gaps.between(self.gaps.last.unwrap_or(sent.first), sent.last);
         }
         Report {
+            ssrc: self.ssrc,
             sent: sent.packets,
             received: self.received,
             lost: all - different,

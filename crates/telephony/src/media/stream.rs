@@ -378,4 +378,17 @@ mod tests {
         });
         assert_eq!(media.arrived(end), 0);
     }
+
+    #[test]
+    fn what_belongs_to_another_end_is_a_stray() {
+        let media = Media::start(Clock::start(), 1).unwrap();
+        let ((here, at_here), (there, _)) = (local(), local());
+        let end = media.open(here, 0, 1).unwrap();
+        let other = media.open(there, 2, 3).unwrap();
+        media.send(other, at_here, Codec::Pcmu);
+        until("strays are seen", || {
+            super::lock(&media.shared.receiving).strays > 3
+        });
+        assert_eq!(media.arrived(end), 0);
+    }
 }

@@ -19,10 +19,12 @@ pub struct StreamOutcome {
 }
 
 impl StreamOutcome {
-    /// Whether media flowed after a moment: at least half of what was sent since then arrived, and something was sent.
+    /// Whether media flowed after a moment: at least half of what was sent since then arrived, and something was sent. Of a
+    /// stream that began later it is the whole.
     pub fn flowed_since(&self, moment: Duration) -> bool {
-        let sent = self.sent.last.saturating_sub(moment).as_secs_f64() / INTERVAL.as_secs_f64();
-        let arrived = u32::try_from(self.account.arrived_since(moment)).unwrap_or(u32::MAX);
+        let since = moment.max(self.sent.first);
+        let sent = self.sent.last.saturating_sub(since).as_secs_f64() / INTERVAL.as_secs_f64();
+        let arrived = u32::try_from(self.account.arrived_since(since)).unwrap_or(u32::MAX);
         self.sent.last > moment && arrived > 0 && f64::from(arrived) >= sent / 2.0
     }
 }

@@ -139,23 +139,28 @@ mod tests {
     };
     use std::time::Duration;
 
+    fn packet(index: u32) -> (Header, Mark) {
+        let mark = Mark {
+            run: 1,
+            stream: 0,
+            index,
+            sent: INTERVAL * index,
+        };
+        let header = Header {
+            marker: false,
+            payload_type: 0,
+            sequence: (index & 0xffff) as u16,
+            timestamp: index * SAMPLES,
+            ssrc: 1,
+        };
+        (header, mark)
+    }
+
     /// A stream of 100 packets, each `delay` ms on its way; the first `lost` of its second half do not arrive.
     fn stream(delay: u64, lost: u32) -> StreamOutcome {
         let mut account = Account::default();
         for index in (0..50).chain(50 + lost..100_u32) {
-            let mark = Mark {
-                run: 1,
-                stream: 0,
-                index,
-                sent: INTERVAL * index,
-            };
-            let header = Header {
-                marker: false,
-                payload_type: 0,
-                sequence: (index & 0xffff) as u16,
-                timestamp: index * SAMPLES,
-                ssrc: 1,
-            };
+            let (header, mark) = packet(index);
             account.arrived(mark.sent + Duration::from_millis(delay), &header, &mark);
         }
         let sent = Sent {
@@ -193,5 +198,14 @@ mod tests {
         assert!(!after(stream(5, 30), 1000));
         // Nothing was sent after the end.
         assert!(!after(stream(5, 0), 1980));
+        // A stream that began after the moment, and of which all arrived.
+        let mut late = stream(5, 0);
+        late.sent.first = INTERVAL * 80;
+        late.account = Account::default();
+        for index in 80..100 {
+            let (header, mark) = packet(index);
+            late.account.arrived(mark.sent, &header, &mark);
+        }
+        assert!(late.flowed_since(INTERVAL * 10));
     }
 }

@@ -8,7 +8,7 @@ use std::{
     net::{SocketAddr, TcpListener, TcpStream, UdpSocket},
     sync::{
         Arc, Mutex,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     thread,
     time::Duration,
@@ -28,6 +28,7 @@ pub(crate) struct Server {
     transport: Transport,
     state: Arc<Mutex<State>>,
     deaf: Arc<AtomicBool>,
+    unheard: Arc<AtomicUsize>,
     udp: Option<Arc<UdpSocket>>,
 }
 
@@ -38,6 +39,7 @@ impl Server {
             transport,
             state: Arc::default(),
             deaf: Arc::default(),
+            unheard: Arc::default(),
             udp: None,
         };
         if transport == Transport::Udp {
@@ -52,7 +54,9 @@ impl Server {
                         continue;
                     };
                     // What comes meanwhile is lost, as at a host without power.
-                    if !serving.deaf.load(Ordering::Acquire) {
+                    if serving.deaf.load(Ordering::Acquire) {
+                        serving.unheard.fetch_add(1, Ordering::AcqRel);
+                    } else {
                         serving.handle(&Message::parse(&buffer[..length]).unwrap(), from);
                     }
                 }
@@ -75,6 +79,11 @@ impl Server {
         self.deaf.store(deaf, Ordering::Release);
     }
 
+    /// How many datagrams, or pieces of streams, came while it was deaf.
+    pub(crate) fn unheard(&self) -> usize {
+        self.unheard.load(Ordering::Acquire)
+    }
+
     /// Closes all connections.
     pub(crate) fn hang_up(&self) {
         for stream in self.state.lock().unwrap().connections.values() {
@@ -92,6 +101,8 @@ impl Server {
             && length > 0
         {
             // What comes meanwhile waits: the connection survives.
+            let deaf = self.deaf.load(Ordering::Acquire);
+            self.unheard.fetch_add(usize::from(deaf), Ordering::AcqRel);
             while self.deaf.load(Ordering::Acquire) {
                 thread::sleep(Duration::from_millis(1));
             }

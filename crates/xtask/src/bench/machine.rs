@@ -352,6 +352,7 @@ fn plot(rates: &[Rate]) -> Plot<'static> {
         Some(Series {
             name: format!("{}, {}/s", rate.contender.name(), rate.search.best()?),
             points: rate.best.as_ref()?.timeline(),
+            joined: false,
         })
     };
     Plot {

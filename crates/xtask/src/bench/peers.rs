@@ -207,6 +207,7 @@ fn plot(peers: &[Peer]) -> Plot<'static> {
         Some(Series {
             name: peer.contender.name().to_owned(),
             points: crossed.timeline(),
+            joined: false,
         })
     });
     Plot {

@@ -10,11 +10,13 @@ use crate::{
     assets::{Assets, Image},
     compile::target_folder,
     demo::BEYOND_T_B_MS,
+    machine_file::FIRST_GUEST,
     pair::{self, Pair},
     report::{
         Report, Row, Target,
         plot::{Plot, Series},
     },
+    sipp,
 };
 use anyhow::{Context as _, Result};
 use cost::{Calm, Idle};
@@ -165,7 +167,7 @@ fn measure(
             }
         })?;
         // It is protected before its guest has started everything.
-        rates::settle(lab.client(), SETTLE_SECONDS)?;
+        sipp::settle(lab.client(), sipp::sip(FIRST_GUEST), SETTLE_SECONDS)?;
         Ok(pair)
     };
     if !args.phases_at.is_empty() {
@@ -308,7 +310,11 @@ fn plot(cuts: &Cuts) -> Plot<'static> {
         series: cuts
             .timelines()
             .into_iter()
-            .map(|(name, points)| Series { name, points })
+            .map(|(name, points)| Series {
+                name,
+                points,
+                joined: false,
+            })
             .collect(),
         marks: vec![(0.0, "power cut".to_owned())],
     }

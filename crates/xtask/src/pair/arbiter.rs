@@ -14,6 +14,8 @@ use tempfile::TempDir;
 
 /// The port that the documents use.
 const PORT: u16 = 7400;
+/// From one machine's ports to the next one's.
+pub(super) const PORTS: u16 = 10;
 /// How long a command of an arbiter may take.
 const LIMIT: Duration = Duration::from_secs(30);
 
@@ -27,6 +29,7 @@ pub(crate) struct Arbiter {
     log: PathBuf,
     /// Where its own words begin in the log: one of an earlier pair may have written there.
     log_begins: usize,
+    number: u8,
     /// Where it answers.
     pub(crate) address: SocketAddr,
     /// Its public identity.
@@ -34,13 +37,15 @@ pub(crate) struct Arbiter {
 }
 
 impl Arbiter {
-    /// Starts an arbiter at `address`, with an empty store, that answers these identities only, and logs to `logs`.
+    /// Starts an arbiter at `address`, with an empty store, that answers these identities only, and logs to `logs`. `number` tells
+    /// it from others at the same address: 0 for the usual port.
     ///
     /// # Errors
     /// It can't be started.
     pub(crate) fn start(
         romulus: &Path,
         address: Ipv4Addr,
+        number: u8,
         allowed: &[String],
         logs: &Path,
     ) -> Result<Self> {
@@ -60,8 +65,8 @@ impl Arbiter {
         );
         let identity = identity(&output.stdout)?;
         fs::write(path("allowed"), allowed.join("\n") + "\n")?;
-        let address = SocketAddr::from((address, PORT));
-        let log = logs.join("arbiter.log");
+        let address = SocketAddr::from((address, PORT + PORTS * u16::from(number)));
+        let log = logs.join(log_name(number));
         File::options().create(true).append(true).open(&log)?;
         let log_begins = fs::read(&log)?.len();
         let mut arbiter = Self {
@@ -70,6 +75,7 @@ impl Arbiter {
             folder,
             log,
             log_begins,
+            number,
             address,
             identity,
         };
@@ -128,7 +134,7 @@ impl Arbiter {
     /// # Errors
     /// The folder can't be written.
     pub(super) fn keep_log(&self, folder: &Path) -> Result<()> {
-        let kept = folder.join("arbiter.log");
+        let kept = folder.join(log_name(self.number));
         if kept != self.log {
             fs::write(kept, self.messages()?)?;
         }
@@ -156,6 +162,13 @@ impl Arbiter {
 impl Drop for Arbiter {
     fn drop(&mut self) {
         self.kill();
+    }
+}
+
+fn log_name(number: u8) -> String {
+    match number {
+        0 => "arbiter.log".to_owned(),
+        _ => format!("arbiter-{number}.log"),
     }
 }
 

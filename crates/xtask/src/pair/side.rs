@@ -71,7 +71,9 @@ impl<'lab> Side<'lab> {
 
     /// Gives it power, and what it had on its disk.
     pub(super) fn power_on(&self, file: &MachineFile) -> Result<()> {
-        self.host.power_on()?;
+        if !self.host.is_on() {
+            self.host.power_on()?;
+        }
         machine_host::place_romulus(self.host, self.assets)?;
         machine_host::place_guest(self.host, self.guest)?;
         let agent = self.host.agent();

@@ -43,6 +43,8 @@ pub(crate) struct Cover {
     pub(crate) copied: Option<Copied>,
     /// Mean of the pages that an epoch dirtied.
     pub(crate) dirty_pages_mean: u64,
+    /// Frames that did not wait for a commit, because the mode lets them pass at once.
+    pub(crate) at_once_frames: u64,
     /// Output that was sent again at the takeover.
     pub(crate) sent_again_frames: u64,
     /// Input that the guest was given again at the takeover.
@@ -147,7 +149,7 @@ mod tests {
             "state": state, "pid": 7, "restarts": 0, "more": [],
             "protection": {
                 "role": role, "protected": protected, "term": 3, "epoch": 12, "t_b_us": 100_000,
-                "copied": {"done": 1, "all": 2}, "mode": "net", "mode_changes": false, "dirty_pages_mean": 60, "sent_again_frames": 0, "given_again_frames": 0,
+                "copied": {"done": 1, "all": 2}, "mode": "net", "mode_changes": false, "dirty_pages_mean": 60, "at_once_frames": 0, "sent_again_frames": 0, "given_again_frames": 0,
             },
         }))
         .unwrap()

@@ -41,7 +41,7 @@ impl Steps {
 }
 
 /// The time at the beginning of a log's line (RFC 3339).
-fn time(line: &str) -> Option<UnixSeconds> {
+pub(crate) fn time(line: &str) -> Option<UnixSeconds> {
     let stamp = line.split_whitespace().next()?;
     let time = humantime::parse_rfc3339(stamp).ok()?;
     Some(unix_seconds(time))

@@ -10,12 +10,17 @@ use std::{
     path::{Path, PathBuf},
 };
 
+/// How much wider a plot of lines is than they are.
+const LEGEND: f64 = 1.35;
+
 /// Points of one kind.
 pub(crate) struct Series {
     /// Its name in the legend.
     pub(crate) name: String,
     /// (x, y) pairs.
     pub(crate) points: Vec<(f64, f64)>,
+    /// Whether a line joins them, in their order.
+    pub(crate) joined: bool,
 }
 
 /// A plot of points.
@@ -33,15 +38,22 @@ pub(crate) struct Plot<'a> {
 }
 
 impl Plot<'_> {
+    /// The plot as an SVG document.
+    ///
+    /// # Errors
+    /// It can't be drawn.
+    pub(crate) fn svg(&self) -> Result<String> {
+        self.draw()
+            .map_err(|error| anyhow!("drawing {}: {error}", self.title))
+    }
+
     /// Writes the plot to `folder/NAME.svg` and gives that path.
     ///
     /// # Errors
     /// The file can't be written.
     pub(crate) fn write(&self, folder: &Path, name: &str) -> Result<PathBuf> {
         let path = folder.join(format!("{name}.svg"));
-        let svg = self
-            .draw()
-            .map_err(|error| anyhow!("drawing {name}: {error}"))?;
+        let svg = self.svg()?;
         fs::create_dir_all(folder)
             .and_then(|()| fs::write(&path, svg))
             .with_context(|| format!("writing {}", path.display()))?;
@@ -55,13 +67,16 @@ impl Plot<'_> {
             area.fill(&WHITE)?;
             let points = || self.series.iter().flat_map(|series| &series.points);
             let last_x = points().map(|(x, _)| *x).fold(1.0, f64::max);
+            // Lines go up to their last points; there the legend would cover them.
+            let joined = self.series.iter().any(|series| series.joined);
+            let right = last_x * if joined { LEGEND } else { 1.02 };
             let top = points().map(|(_, y)| *y).fold(1.0, f64::max);
             let mut chart = ChartBuilder::on(&area)
                 .caption(self.title, ("sans-serif", 22))
                 .margin(12)
                 .x_label_area_size(44)
                 .y_label_area_size(64)
-                .build_cartesian_2d(0.0..last_x * 1.02, 0.0..top * 1.1)?;
+                .build_cartesian_2d(0.0..right, 0.0..top * 1.1)?;
             chart
                 .configure_mesh()
                 .x_desc(self.x)
@@ -76,6 +91,9 @@ impl Plot<'_> {
             }
             for (index, series) in self.series.iter().enumerate() {
                 let color = Palette99::pick(index).to_rgba();
+                if series.joined {
+                    chart.draw_series([PathElement::new(series.points.clone(), color)])?;
+                }
                 chart
                     .draw_series(series.points.iter().map(|point| {
                         EmptyElement::at(*point) + Circle::new((0, 0), 2, color.filled())
@@ -109,6 +127,7 @@ mod tests {
             series: vec![Series {
                 name: "UDP".into(),
                 points: vec![(0.0, 4.0), (1.0, 8.0)],
+                joined: false,
             }],
             marks: vec![(0.5, "power cut".into())],
         };

@@ -8,6 +8,7 @@ use std::fs;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct ProcessorTimes {
     all: u64,
+    idle: u64,
     stolen: u64,
 }
 
@@ -29,15 +30,24 @@ impl ProcessorTimes {
         (all > 0).then(|| stolen as f64 / all as f64 * 100.0)
     }
 
+    /// How long the processors were not idle since `earlier`, in percent of all time.
+    #[allow(clippy::cast_precision_loss, reason = "clock ticks of some minutes")]
+    pub(crate) fn busy_since(&self, earlier: &Self) -> Option<f64> {
+        let all = self.all.checked_sub(earlier.all)?;
+        let idle = self.idle.checked_sub(earlier.idle)?;
+        (all > 0).then(|| (1.0 - idle as f64 / all as f64) * 100.0)
+    }
+
     /// The first line of `/proc/stat` (proc(5)): user, nice, system, idle, iowait, irq, softirq, steal; those of guests
     /// are in user and nice.
-    fn parse(text: &str) -> Option<Self> {
+    pub(crate) fn parse(text: &str) -> Option<Self> {
         let line = text.lines().find_map(|line| line.strip_prefix("cpu "))?;
         let times = line.split_whitespace().map(str::parse);
         let times = times.collect::<Result<Vec<u64>, _>>().ok()?;
         let counted = times.get(..8)?;
         Some(Self {
             all: counted.iter().sum(),
+            idle: counted[3] + counted[4],
             stolen: counted[7],
         })
     }
@@ -46,6 +56,15 @@ impl ProcessorTimes {
 #[cfg(test)]
 mod tests {
     use super::ProcessorTimes;
+
+    #[test]
+    fn waiting_for_disks_is_not_work() {
+        let at = |user: u64, idle: u64, waiting: u64| {
+            ProcessorTimes::parse(&format!("cpu {user} 0 0 {idle} {waiting} 0 0 0 0 0\n")).unwrap()
+        };
+        assert_eq!(at(40, 20, 10).busy_since(&at(10, 15, 5)), Some(75.0));
+        assert_eq!(at(10, 10, 10).busy_since(&at(10, 10, 10)), None);
+    }
 
     #[test]
     fn what_is_stolen_is_a_share_of_all_time() {

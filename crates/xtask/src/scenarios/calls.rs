@@ -4,13 +4,15 @@ use super::{Scenario, case::Case};
 use crate::{
     assets::Image,
     calls::{self, Load},
+    capture::Capture,
     machine_file::{FIRST_GUEST, address},
     pair::Pair,
-    sipp,
+    process, sipp,
 };
 use anyhow::{Context as _, Result, ensure};
 use romulus_telephony::{
     call::Transport,
+    media::tshark,
     probe::{Connections, Outcome, Stage, Summary},
 };
 use std::{
@@ -54,6 +56,11 @@ pub(super) const ALL: &[Scenario] = &[
     .minutes(20),
 ];
 
+/// The ports at which relays in our guests take and send media.
+const RELAY_PORTS: &str = "30000-50000";
+/// How long tshark may take.
+const SOON: Duration = Duration::from_mins(1);
+
 /// The SIP server's address for a transport.
 fn server(number: u8, transport: Transport) -> SocketAddrV4 {
     let plain = sipp::sip(address(number));
@@ -65,6 +72,7 @@ fn server(number: u8, transport: Transport) -> SocketAddrV4 {
 
 /// Some calls of each kind through one machine, over each transport. Media go by `relay`, where there is one.
 fn through(case: &Case, image: Image, relay: Option<IpAddr>) -> Result<()> {
+    let client = case.lab.client();
     let running = case.boot(case.machine("calls", image, 0)?)?;
     for (transport, connections) in [
         (Transport::Udp, Connections::Shared),
@@ -83,7 +91,9 @@ fn through(case: &Case, image: Image, relay: Option<IpAddr>) -> Result<()> {
             after: Duration::from_secs(2),
             ..Load::new(server(0, transport), transport)
         };
-        let outcome = calls::steady(case.lab.client(), &load)?;
+        let wire = relay.map(|relay| Capture::file_at_client(client, &media_from(relay)));
+        let wire = wire.transpose()?;
+        let outcome = calls::steady(client, &load)?;
         let media = calls::all_preserved(&load, &outcome)?;
         tell(transport, &outcome, &media);
         // All but the cancelled one, both ways.
@@ -99,8 +109,11 @@ fn through(case: &Case, image: Image, relay: Option<IpAddr>) -> Result<()> {
             media.line(),
             outcome.strays
         );
-        match relay {
-            Some(relay) => by_relay(&outcome, relay)?,
+        match relay.zip(wire) {
+            Some((relay, wire)) => {
+                by_relay(&outcome, relay)?;
+                as_on_the_wire(&outcome, wire)?;
+            }
             // Nothing lies between the two ends.
             None => ensure!(media.lost == 0, "media was lost: {}", media.line()),
         }
@@ -116,6 +129,33 @@ fn by_relay(outcome: &Outcome, relay: IpAddr) -> Result<()> {
             call.media.iter().all(by),
             "media went to {:?}, past the relay at {relay}",
             call.media
+        );
+    }
+    Ok(())
+}
+
+/// What a relay sends: all that a probe's streams are made of, where there is one.
+fn media_from(relay: IpAddr) -> String {
+    format!("udp and src host {relay} and src portrange {RELAY_PORTS}")
+}
+
+/// Checks each stream's book against what tshark makes of the frames that came to the client.
+fn as_on_the_wire(outcome: &Outcome, wire: Capture) -> Result<()> {
+    let lines = wire.finish_file(|file| {
+        let output = process::output_within(&mut tshark::command(file, RELAY_PORTS), SOON)?;
+        tshark::read(&output).map_err(anyhow::Error::msg)
+    })?;
+    for stream in outcome.streams() {
+        let ours = &stream.report;
+        let theirs = lines.iter().find(|line| Some(line.ssrc) == ours.ssrc);
+        let theirs = theirs.with_context(|| format!("tshark does not see {ours:?}"))?;
+        ensure!(
+            ours.received == theirs.packets
+                // It does not know of packets that were lost at a stream's beginning or end.
+                && theirs.lost <= i64::from(ours.lost)
+                && (ours.jitter_ms - theirs.jitter_ms).abs() < 0.01
+                && (ours.jitter_max_ms - theirs.jitter_max_ms).abs() < 0.01,
+            "the probe says {ours:?} and tshark, of the same packets, {theirs:?}"
         );
     }
     Ok(())

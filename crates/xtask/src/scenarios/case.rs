@@ -2,11 +2,11 @@
 
 use crate::{
     assets::{Assets, Image},
+    guest_shell,
     machine_file::{MachineFile, address},
     machine_host::{self, Running},
     options,
     pair::Pair,
-    process,
     sipp::{self, Load, Outcome, Transport},
 };
 use anyhow::{Context as _, Result, ensure};
@@ -14,9 +14,7 @@ use images::{Initramfs, Progress};
 use lab::{Host, Lab};
 use std::{
     fs,
-    io::Write,
     path::{Path, PathBuf},
-    process::Stdio,
     time::{Duration, Instant},
 };
 
@@ -48,6 +46,11 @@ impl Case {
         let lab = Lab::start(&config, &Progress::new())?;
         machine_host::place_romulus(lab.host(1), &assets)?;
         Ok(Self { lab, assets, logs })
+    }
+
+    /// Where logs go.
+    pub(super) fn logs(&self) -> &Path {
+        &self.logs
     }
 
     /// Keeps the consoles and messages of the hosts' machines.
@@ -206,33 +209,7 @@ impl Case {
         script: &str,
         limit: Duration,
     ) -> Result<(String, i32)> {
-        const END: &str = "scenario-status:";
-        let mut input = tempfile::tempfile()?;
-        // Two parts, so that the end is not found in what the shell might echo.
-        writeln!(
-            input,
-            "({script}\n) 2>&1 </dev/null; status=$?; echo; echo {END}$status; exit"
-        )?;
-        std::io::Seek::rewind(&mut input)?;
-        let mut command = self.lab.client().command("socat")?;
-        command
-            .args(["-t", &limit.as_secs().to_string(), "-"])
-            .arg(format!("TCP:{}:23", address(number)))
-            .stdin(Stdio::from(input));
-        let output = process::output_within(&mut command, limit)
-            .with_context(|| format!("in the guest: `{script}`"))?;
-        let text = String::from_utf8_lossy(&output.stdout).into_owned();
-        let (printed, status) = text.rsplit_once(END).with_context(|| {
-            format!(
-                "the guest's shell did not answer: {text}{}",
-                String::from_utf8_lossy(&output.stderr)
-            )
-        })?;
-        let status = status
-            .trim()
-            .parse()
-            .context("the guest's shell gave no status")?;
-        Ok((printed.trim_end().to_owned(), status))
+        guest_shell::run(self.lab.client(), address(number), script, limit)
     }
 }
 

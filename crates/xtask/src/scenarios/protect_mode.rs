@@ -1,14 +1,7 @@
 //! Another mode while the machine runs.
 
 use super::{Scenario, case::Case};
-use crate::{
-    assets::Image,
-    counter,
-    machine_file::FIRST_GUEST,
-    machine_host::{self, ROMULUS},
-    pair::{Pair, Status},
-    process,
-};
+use crate::{assets::Image, counter, machine_file::FIRST_GUEST, pair::Status, process};
 use anyhow::{Context as _, Result, ensure};
 use std::time::Duration;
 
@@ -25,14 +18,6 @@ const CALM: Duration = Duration::from_millis(100);
 /// How long a state may take to be said once it is so.
 const SOON: Duration = Duration::from_mins(1);
 
-/// Writes the mode into the file of a host, and lets its process read that again; gives what it says.
-fn reload(pair: &Pair<'_>, side: usize) -> Result<serde_json::Value> {
-    let host = pair.host(side);
-    machine_host::write_machine_file(host, &pair.file)?;
-    let text = host.sh(&format!("{ROMULUS} reload {} --json", pair.file.name))?;
-    serde_json::from_str(&text).with_context(|| format!("`romulus reload --json` printed {text}"))
-}
-
 fn has_mode(mode: &str) -> impl Fn(&Status) -> bool {
     move |status| {
         status
@@ -41,19 +26,13 @@ fn has_mode(mode: &str) -> impl Fn(&Status) -> bool {
     }
 }
 
-fn set(pair: &mut Pair<'_>, mode: &str) -> Result<()> {
-    let protection = pair.file.protection.as_mut();
-    protection.context("the machine is not protected")?.mode = Some(mode.to_owned());
-    Ok(())
-}
-
 fn mode(case: &Case) -> Result<()> {
     let mut pair = case.protected(Image::REGISTRAR_12)?;
     let pid = pair.running(0)?.pid();
     let counter = counter::start(case.lab.client(), FIRST_GUEST, CALM)?;
     for (mode, first) in [("split", 0), ("net", 1)] {
-        set(&mut pair, mode)?;
-        let said = reload(&pair, first)?;
+        pair.set_mode(mode)?;
+        let said = pair.reload(first)?;
         ensure!(
             said["mode"] == mode && said["cover_lost"] == true && said["restart_needed"] == false,
             "the first host says {said}"
@@ -63,7 +42,7 @@ fn mode(case: &Case) -> Result<()> {
             status.runs() && !status.is_protected_here()
         })?;
         pair.wait_status(first, "in the new mode", SOON, has_mode(mode))?;
-        let said = reload(&pair, 1 - first)?;
+        let said = pair.reload(1 - first)?;
         ensure!(said["mode"] == mode, "the second host says {said}");
         let runner = pair.wait_protected(None)?;
         ensure!(runner == 0, "the machine moved when its mode changed");
@@ -76,12 +55,12 @@ fn mode(case: &Case) -> Result<()> {
         );
     }
     // A mode that does not matter to the other host costs no cover.
-    set(&mut pair, "split")?;
-    reload(&pair, 0)?;
-    reload(&pair, 1)?;
+    pair.set_mode("split")?;
+    pair.reload(0)?;
+    pair.reload(1)?;
     pair.wait_protected(None)?;
-    set(&mut pair, "no-net")?;
-    let said = reload(&pair, 0)?;
+    pair.set_mode("no-net")?;
+    let said = pair.reload(0)?;
     ensure!(
         said["cover_lost"] == false,
         "between two such modes: {said}"
@@ -90,9 +69,9 @@ fn mode(case: &Case) -> Result<()> {
         pair.wait_runs(0)?.is_protected_here(),
         "the cover was lost for nothing"
     );
-    set(&mut pair, "net")?;
-    reload(&pair, 0)?;
-    reload(&pair, 1)?;
+    pair.set_mode("net")?;
+    pair.reload(0)?;
+    pair.reload(1)?;
     pair.wait_protected(None)?;
     pair.cut_power(0)?;
     pair.wait_runs(1)?;

@@ -2,7 +2,7 @@
 
 use super::{Scenario, case::Case};
 use crate::{
-    assets::Image,
+    assets::{Assets, Image},
     capture::Capture,
     machine_file::{FIRST_GUEST, address},
     pair::unix_seconds,
@@ -12,6 +12,7 @@ use anyhow::{Context as _, Result, ensure};
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::Ipv4Addr,
+    path::Path,
     time::Duration,
 };
 
@@ -79,8 +80,9 @@ fn two_machines(case: &Case, relay: &str, image: Image) -> Result<()> {
 
 /// A call through machine 0, whose media must go by `relay`, both ways.
 fn plain_call(case: &Case, relay: Ipv4Addr) -> Result<()> {
-    let (mut alice, mut bob) = phones(case, Media::Plain)?;
-    let media = Capture::at_client(case.lab.client(), MEDIA)?;
+    let client = case.lab.client();
+    let (mut alice, mut bob) = phones(client, tree(&case.assets)?, Media::Plain)?;
+    let media = Capture::at_client(client, MEDIA)?;
     alice.dial(FIRST_GUEST, "bob")?;
     for phone in [&mut alice, &mut bob] {
         hears_more(phone, Media::Plain, 0.0)?;
@@ -97,32 +99,75 @@ fn encrypted(case: &Case, mode: &str) -> Result<()> {
             protection.mode = Some(mode.to_owned());
         }
     })?;
-    let client = case.lab.client();
-    let (mut alice, mut bob) = phones(case, Media::Encrypted)?;
-    let handshakes = Capture::at_client(client, DTLS)?;
-    let media = Capture::at_client(client, MEDIA)?;
-    alice.dial(FIRST_GUEST, "bob")?;
-    for phone in [&mut alice, &mut bob] {
-        hears_more(phone, Media::Encrypted, 0.0)?;
-    }
+    let mut call = EncryptedCall::begin(case.lab.client(), tree(&case.assets)?)?;
     let cut = pair.cut_power(0)?;
     pair.wait_runs(1)?;
-    for phone in [&mut alice, &mut bob] {
-        let before = phone.audio()?.context("the call has ended")?.received;
-        hears_more(phone, Media::Encrypted, before)?;
-    }
-    alice.hang_up()?;
-    bob.wait_audio("over", SOON, |audio| audio.is_none())?;
-    let wire = Wire::read(&handshakes.finish()?, &media.finish()?)?;
-    eprintln!("{}", wire.goes_on_encrypted(unix_seconds(cut.at))?);
+    call.hear_more()?;
+    eprintln!("{}", call.end()?.goes_on_encrypted(unix_seconds(cut.at))?);
     Ok(())
 }
 
+/// A call over DTLS-SRTP between two softphones, and all that the wire shows of it.
+pub(crate) struct EncryptedCall {
+    alice: Softphone,
+    bob: Softphone,
+    handshakes: Capture,
+    media: Capture,
+}
+
+impl EncryptedCall {
+    /// Makes the call through machine 0; both hear each other.
+    ///
+    /// # Errors
+    /// They don't.
+    pub(crate) fn begin(client: &lab::Client, tree: &Path) -> Result<Self> {
+        let (mut alice, mut bob) = phones(client, tree, Media::Encrypted)?;
+        let handshakes = Capture::at_client(client, DTLS)?;
+        let media = Capture::at_client(client, MEDIA)?;
+        alice.dial(FIRST_GUEST, "bob")?;
+        for phone in [&mut alice, &mut bob] {
+            hears_more(phone, Media::Encrypted, 0.0)?;
+        }
+        Ok(Self {
+            alice,
+            bob,
+            handshakes,
+            media,
+        })
+    }
+
+    /// Both hear each other, encrypted, for some seconds more.
+    ///
+    /// # Errors
+    /// They don't.
+    pub(crate) fn hear_more(&mut self) -> Result<()> {
+        for phone in [&mut self.alice, &mut self.bob] {
+            let before = phone.audio()?.context("the call has ended")?.received;
+            hears_more(phone, Media::Encrypted, before)?;
+        }
+        Ok(())
+    }
+
+    /// Ends the call in order, and gives what the wire showed.
+    ///
+    /// # Errors
+    /// It does not end.
+    pub(crate) fn end(mut self) -> Result<Wire> {
+        self.alice.hang_up()?;
+        self.bob.wait_audio("over", SOON, |audio| audio.is_none())?;
+        Wire::read(&self.handshakes.finish()?, &self.media.finish()?)
+    }
+}
+
+fn tree(assets: &Assets) -> Result<&Path> {
+    assets
+        .softphone
+        .as_deref()
+        .context("the softphone was not prepared")
+}
+
 /// The softphones of alice and bob, registered at machine 0.
-fn phones(case: &Case, media: Media) -> Result<(Softphone, Softphone)> {
-    let client = case.lab.client();
-    let tree = case.assets.softphone.as_deref();
-    let tree = tree.context("the softphone was not prepared")?;
+fn phones(client: &lab::Client, tree: &Path, media: Media) -> Result<(Softphone, Softphone)> {
     let phone = |user| Softphone::start(client, tree, FIRST_GUEST, user, media);
     let (mut alice, mut bob) = (phone("alice")?, phone("bob")?);
     alice.wait_registered(SOON)?;
@@ -139,7 +184,7 @@ fn hears_more(phone: &mut Softphone, media: Media, before: f64) -> Result<()> {
 }
 
 /// What the client's wire showed of a call.
-struct Wire {
+pub(crate) struct Wire {
     /// When each datagram of DTLS passed, in seconds since 1970.
     handshakes: Vec<f64>,
     /// Each stream by its ends: when its packets passed.
@@ -201,6 +246,19 @@ impl Wire {
 
     /// Checks that an encrypted call went on across the cut as it was; gives a line for people.
     fn goes_on_encrypted(&self, cut: f64) -> Result<String> {
+        let longest = self.encrypted_gap(cut)?;
+        Ok(format!(
+            "{} datagrams of DTLS, none after the cut; the longest gap in a stream: {:.0} ms",
+            self.handshakes.len(),
+            longest * 1e3
+        ))
+    }
+
+    /// Checks that an encrypted call went on across the cut as it was; gives the longest gap of a stream in seconds.
+    ///
+    /// # Errors
+    /// It was negotiated again, or its media did not go on.
+    pub(crate) fn encrypted_gap(&self, cut: f64) -> Result<f64> {
         ensure!(
             self.handshakes.iter().any(|at| *at < cut),
             "no handshake was seen before the cut: the capture is blind"
@@ -210,12 +268,7 @@ impl Wire {
             later == 0,
             "{later} datagrams of DTLS after the cut: the call was negotiated again"
         );
-        let longest = self.all_by(FIRST_GUEST, ENCRYPTED_LENGTH, cut)?;
-        Ok(format!(
-            "{} datagrams of DTLS, none after the cut; the longest gap in a stream: {:.0} ms",
-            self.handshakes.len(),
-            longest * 1e3
-        ))
+        self.all_by(FIRST_GUEST, ENCRYPTED_LENGTH, cut)
     }
 }
 

@@ -169,6 +169,24 @@ fn a_takeover_begins_with_the_output_that_was_on_its_way() {
 }
 
 #[test]
+fn a_takeover_ends_the_rehearsal() {
+    let Some(bench) = Bench::new(false) else {
+        return;
+    };
+    let state = state_of(&bench.builder.tiny);
+    let heard = heard(&bench, &state, With::default());
+    assert_eq!(heard, Message::Tried(session(1)));
+    let begun = bench.backup.begin_rehearsal().unwrap().unwrap();
+    bench.order(Order::Load(Source::Replica {
+        term: term(),
+        epoch: Epoch(1),
+        released_through: Epoch(0),
+    }));
+    bench.obeyed();
+    assert!(begun.stage.has_ended());
+}
+
+#[test]
 fn after_a_takeover_no_flush_is_answered_before_the_journal_is_empty() {
     let Some(bench) = Bench::new(true) else {
         return;

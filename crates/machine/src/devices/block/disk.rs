@@ -1,7 +1,10 @@
 //! Opening a disk's image, and refusing what is none.
 
 use super::SECTOR;
-use crate::Error;
+use crate::{
+    Error,
+    config::{self, Config},
+};
 use std::{
     fs::File,
     io::{self, Read, Seek, SeekFrom},
@@ -14,6 +17,10 @@ use std::{
 
 /// An image, opened and locked.
 #[derive(Debug)]
+#[allow(
+    clippy::struct_excessive_bools,
+    reason = "each says something of its own"
+)]
 pub(crate) struct Disk {
     /// The file, or block device.
     pub(crate) file: File,
@@ -27,6 +34,8 @@ pub(crate) struct Disk {
     pub(crate) zero: bool,
     /// Sectors in one block of the host's, as a power of two.
     pub(crate) physical_exponent: u8,
+    /// What is written is not written: a rehearsal's.
+    pub(crate) pretends: bool,
 }
 
 /// Calls `fallocate`.
@@ -113,6 +122,42 @@ impl Disk {
             discard,
             zero,
             physical_exponent: (block / SECTOR).trailing_zeros() as u8,
+            pretends: false,
+        })
+    }
+
+    /// Opens the images of all disks of a machine.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub(crate) fn open_all(config: &Config) -> Result<Vec<Self>, Error> {
+        let disks = config.disks.iter();
+        disks
+            .map(|disk| Self::open(&disk.path, disk.read_only))
+            .collect()
+    }
+
+    /// Opens the image of a machine that is being rehearsed: for reading alone, and beside the machine that has locked it. To the
+    /// guest it is as writable as the real one, and can all that one could, because the guest may be using it.
+    ///
+    /// # Errors
+    /// A file that is missing or forbidden.
+    pub(crate) fn rehearse(configured: &config::Disk) -> Result<Self, Error> {
+        let fail = |source| Error::File {
+            what: "disk",
+            path: configured.path.clone(),
+            source,
+        };
+        let mut file = File::open(&configured.path).map_err(fail)?;
+        let length = file.seek(SeekFrom::End(0)).map_err(fail)?;
+        Ok(Self {
+            file,
+            length,
+            read_only: configured.read_only,
+            discard: true,
+            zero: true,
+            physical_exponent: 0,
+            pretends: true,
         })
     }
 }

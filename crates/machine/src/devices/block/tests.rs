@@ -261,6 +261,52 @@ fn discarded_and_zeroed_ranges_read_as_zeros() {
     }
 }
 
+/// The image of a machine that is rehearsed: its guest is told that all went well, and finds what was there before.
+#[test]
+fn a_rehearsal_reads_and_writes_nothing() {
+    let image = image();
+    let before = fs::read(image.path()).unwrap();
+    let _locked = Disk::open(image.path(), false).unwrap();
+    let disk = Disk::rehearse(&crate::config::Disk {
+        path: image.path().into(),
+        read_only: false,
+        serial: String::new(),
+    })
+    .unwrap();
+    assert_eq!(disk.length, before.len() as u64);
+    let counters = Arc::<super::super::counters::BlockCounters>::default();
+    let worker = Worker::new(disk.file, "rehearsed".into(), counters, None).pretending();
+    let range = worker::Range {
+        at: 0,
+        length: SECTOR,
+        unmap: true,
+    };
+    let durable = true;
+    for task in [
+        Task::Write { at: 0, durable },
+        Task::Zero(vec![range]),
+        Task::Discard(vec![range]),
+        Task::Flush,
+        Task::Read { at: 0 },
+    ] {
+        let data = vec![0xaa; 512];
+        worker.todo(Job {
+            era: 0,
+            task,
+            data,
+            status: 0,
+        });
+    }
+    let mut last = Vec::new();
+    while worker.work() {
+        let job = worker.done().unwrap();
+        assert_eq!(job.status, VIRTIO_BLK_S_OK, "{:?}", job.task);
+        last = job.data;
+    }
+    assert_eq!(last, before[..512]);
+    assert_eq!(fs::read(image.path()).unwrap(), before);
+}
+
 #[test]
 fn a_full_host_gives_an_error_not_a_dead_process() {
     let disk = Disk {
@@ -274,6 +320,7 @@ fn a_full_host_gives_an_error_not_a_dead_process() {
         discard: false,
         zero: false,
         physical_exponent: 3,
+        pretends: false,
     };
     let counters = Arc::<super::super::counters::BlockCounters>::default();
     let worker = Worker::new(disk.file, "full".into(), Arc::clone(&counters), None);

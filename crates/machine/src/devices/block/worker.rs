@@ -76,6 +76,8 @@ pub(crate) struct Worker {
     name: String,
     counters: Arc<BlockCounters>,
     log: Option<Log>,
+    /// Nothing is written: what would be counts as done.
+    pretends: bool,
     todo: Mutex<VecDeque<Job>>,
     done: Mutex<VecDeque<Job>>,
     spare: Mutex<Vec<u8>>,
@@ -101,11 +103,19 @@ impl Worker {
             name,
             counters,
             log,
+            pretends: false,
             todo: Mutex::default(),
             done: Mutex::default(),
             spare: Mutex::default(),
             logged: AtomicI32::new(0),
         }
+    }
+
+    /// For a rehearsal: nothing is written, and the guest is told that it was. What it reads later is what was there before; for the
+    /// moment that a rehearsal lasts, it has what it wrote in its memory.
+    pub(crate) fn pretending(mut self) -> Self {
+        self.pretends = true;
+        self
     }
 
     /// Puts a job in.
@@ -172,6 +182,8 @@ impl Worker {
         let counters = &self.counters;
         let bytes = data.len() as u64;
         match task {
+            Task::Write { .. } | Task::Flush | Task::Discard(_) | Task::Zero(_)
+                if self.pretends => {}
             Task::Read { at } => {
                 self.file.read_exact_at(data, *at)?;
                 counters.reads.add(1);

@@ -1,7 +1,7 @@
 //! The card, driven as a guest drives it, with the other end of its link in the test.
 
 use super::super::testing::{DATA, Driver, Guest, NEXT, WRITE, Wire, clean, config, dirty, until};
-use super::{link::Header, *};
+use super::{cable::Cable, link::Header, *};
 use crate::{
     config::Nic,
     devices::ring::Part,
@@ -547,6 +547,39 @@ fn a_frame_that_an_outlet_could_not_pass_counts_as_dropped() {
     let statistics = guest.devices.statistics();
     assert_eq!(statistics.nics, [[1, 100, 0, 0]]);
     assert_eq!(statistics.losses, [[1, 0]]);
+}
+
+/// In a rehearsal: what the guest sends goes nowhere, and is counted.
+#[test]
+fn a_cable_carries_frames_to_the_guest_and_none_from_it() {
+    let (cable, end) = Cable::new().unwrap();
+    let mut config = config();
+    config.nics = vec![nic(false)];
+    let guest = Guest::new(&config, vec![Box::new(cable)]);
+    assert!(guest.negotiate(0, PLAIN));
+    let mut receive = guest.queue(0, 0, 16, 0x1000, false);
+    let mut transmit = guest.queue(0, 1, 16, 0x2000, false);
+    guest.ready(0);
+    guest.devices.run().unwrap();
+    transmit.put(DATA, &frame(100, 1));
+    transmit.chain(0, &[(DATA, 112, 0)]);
+    transmit.offer(0);
+    guest.kick(0, 1);
+    assert_eq!(transmit.wait(), (0, 0));
+    assert_eq!(end.sent(), 1);
+    assert_eq!(end.take(), None, "it has left the guest");
+    receive.chain(3, &[(DATA + 0x1000, 2048, WRITE)]);
+    receive.offer(3);
+    guest.kick(0, 0);
+    end.give(&frame(100, 2));
+    assert_eq!(receive.wait(), (3, 112));
+    let writer = guest.devices.taps().remove(0);
+    writer.write(&frame(60, 3)).unwrap();
+    assert_eq!(end.take(), None, "what is announced goes nowhere, either");
+    // Nobody takes these: they are lost, and nobody waits.
+    for _ in 0..10_000 {
+        end.give(&frame(1000, 4));
+    }
 }
 
 #[test]

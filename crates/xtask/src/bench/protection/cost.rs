@@ -5,10 +5,10 @@ use crate::{
     machine_file::FIRST_GUEST,
     pair::Pair,
     probe::{self, Question, Seen},
+    processor::Threads,
     sipp,
 };
 use anyhow::{Context as _, Result, ensure};
-use lab::Host;
 use std::{
     thread,
     time::{Duration, Instant},
@@ -16,8 +16,6 @@ use std::{
 
 /// Five registrations a second.
 const CALM: Duration = Duration::from_millis(200);
-/// Clock ticks a second in `/proc`: the same on every Linux that has a user space (`sysconf(_SC_CLK_TCK)`).
-const TICKS: f64 = 100.0;
 
 /// What a machine under hardly any load shows.
 pub(super) struct Calm {
@@ -121,16 +119,16 @@ pub(super) fn idle(pair: &Pair<'_>, time: Duration) -> Result<Idle> {
     let after = Sample::take(pair, runner)?;
     let seconds = start.elapsed().as_secs_f64();
     Ok(Idle {
-        primary: after.primary.since(before.primary, seconds),
-        backup: after.backup.since(before.backup, seconds),
+        primary: HostCost::of(&after.primary.since(&before.primary), seconds),
+        backup: HostCost::of(&after.backup.since(&before.backup), seconds),
         #[allow(clippy::cast_precision_loss, reason = "bytes of half a minute")]
         mbits: (after.bytes.saturating_sub(before.bytes)) as f64 * 8.0 / 1e6 / seconds,
     })
 }
 
 struct Sample {
-    primary: Ticks,
-    backup: Ticks,
+    primary: Threads,
+    backup: Threads,
     bytes: u64,
 }
 
@@ -145,82 +143,37 @@ impl Sample {
             .sum::<Result<u64, _>>()
             .context("the bytes of the replication network")?;
         Ok(Self {
-            primary: ticks(pair.host(runner), pair.running(runner)?.pid())?,
-            backup: ticks(pair.host(1 - runner), pair.running(1 - runner)?.pid())?,
+            primary: Threads::of(pair.host(runner), pair.running(runner)?.pid())?,
+            backup: Threads::of(pair.host(1 - runner), pair.running(1 - runner)?.pid())?,
             bytes,
         })
     }
 }
 
-/// Processor time of a process, in clock ticks.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-struct Ticks {
-    all: u32,
-    vcpus: u32,
-}
-
-impl Ticks {
-    fn since(self, before: Self, seconds: f64) -> HostCost {
-        let percent = |ticks: u32| f64::from(ticks) / TICKS / seconds * 100.0;
-        let all = self.all.saturating_sub(before.all);
-        let vcpus = self.vcpus.saturating_sub(before.vcpus);
-        HostCost {
-            percent: percent(all),
-            percent_without_vcpus: percent(all.saturating_sub(vcpus)),
+impl HostCost {
+    /// Of threads that used so much within `seconds`.
+    fn of(used: &Threads, seconds: f64) -> Self {
+        let percent = |used: f64| used / seconds * 100.0;
+        Self {
+            percent: percent(used.all()),
+            percent_without_vcpus: percent(used.all() - used.vcpus),
         }
     }
-}
-
-fn ticks(host: &Host, pid: i32) -> Result<Ticks> {
-    let text = host.sh(&format!("cat /proc/{pid}/task/*/stat"))?;
-    parse_ticks(&text).with_context(|| format!("the threads of process {pid}: {text}"))
-}
-
-/// Sums user and system time over `/proc/PID/task/*/stat` (proc(5)). A thread's name, in parentheses, may hold anything.
-fn parse_ticks(text: &str) -> Option<Ticks> {
-    let mut ticks = Ticks::default();
-    for line in text.lines() {
-        let (head, rest) = line.rsplit_once(')')?;
-        let fields: Vec<&str> = rest.split_whitespace().collect();
-        let time = fields.get(11)?.parse::<u32>().ok()? + fields.get(12)?.parse::<u32>().ok()?;
-        ticks.all += time;
-        if head.contains(" vcpu") {
-            ticks.vcpus += time;
-        }
-    }
-    (ticks.all > 0).then_some(ticks)
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{Ticks, parse_ticks};
-
-    #[test]
-    fn the_guests_own_threads_are_told_by_their_names() {
-        let rest = "S 1 1 1 0 -1 0 0 0 0 0 30 12 0 0 20 0 9 0 7";
-        let text = format!("7 (romulus) {rest}\n8 (registrar vcpu0) {rest}\n9 (a) b) {rest}\n");
-        assert_eq!(
-            parse_ticks(&text),
-            Some(Ticks {
-                all: 126,
-                vcpus: 42
-            })
-        );
-        assert_eq!(parse_ticks(""), None);
-        assert_eq!(parse_ticks("7 (romulus) S 1"), None);
-    }
+    use super::HostCost;
+    use crate::processor::Threads;
 
     #[test]
     fn cost_is_a_share_of_the_time() {
-        let before = Ticks {
-            all: 100,
-            vcpus: 50,
+        let used = Threads {
+            vcpus: 0.4,
+            sender: 0.2,
+            ..Threads::default()
         };
-        let after = Ticks {
-            all: 160,
-            vcpus: 90,
-        };
-        let cost = after.since(before, 20.0);
+        let cost = HostCost::of(&used, 20.0);
         assert!((cost.percent - 3.0).abs() < 1e-9);
         assert!((cost.percent_without_vcpus - 1.0).abs() < 1e-9);
     }

@@ -2,6 +2,7 @@
 
 use super::rates;
 use crate::{
+    machine_file::FIRST_GUEST,
     pair::{Pair, Phase},
     report::{ProcessorTimes, Row},
     sipp::{self, Transport},
@@ -26,7 +27,7 @@ pub(super) fn at(
     let mut rows = Vec::new();
     for &rate in given {
         let step = progress.step(format!("{rate} REGISTER/s"));
-        rates::settle(client, seconds)?;
+        sipp::settle(client, sipp::sip(FIRST_GUEST), seconds)?;
         let (before, began) = (pair.timing(runner)?, Instant::now());
         let times = ProcessorTimes::now()?;
         let load = rates::load(Transport::Udp, "phases", rate, seconds);

@@ -7,14 +7,13 @@ use crate::{
     crossing::TRANSPORTS,
     machine_file::{FIRST_GUEST, MachineFile},
     machine_host::{self, Running},
-    options,
     rate_search::RateSearch,
     sipp::{self, Load, Outcome, Transport},
 };
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use images::Progress;
 use lab::Lab;
-use std::{thread, time::Duration};
+use std::time::Duration;
 
 /// How long a guest may take to come up.
 const BOOT_LIMIT: Duration = Duration::from_mins(4);
@@ -94,7 +93,11 @@ impl<'a> Rates<'a> {
         let mut search = RateSearch::new(start, self.effort.factor, LIMIT, self.effort.trials);
         while let Some(rate) = search.next_rate() {
             let step = self.progress.step(format!("{name}: {rate} REGISTER/s"));
-            settle(self.lab.client(), self.effort.trial_seconds)?;
+            sipp::settle(
+                self.lab.client(),
+                sipp::sip(FIRST_GUEST),
+                self.effort.trial_seconds,
+            )?;
             let passed = trial(rate)?;
             let verdict = if passed { "sustained" } else { "too much" };
             step.done(format!("{name}: {rate} REGISTER/s {verdict}"));
@@ -149,26 +152,4 @@ pub(super) fn load(
         rate,
         count: rate * seconds,
     }
-}
-
-/// Waits until a small load of `seconds` passes without a request sent twice: the first requests after a start find cold
-/// caches and unresolved addresses, and those after an overload what it has left queued.
-///
-/// # Errors
-/// The machine does not answer, or never in time.
-pub(super) fn settle(client: &lab::Client, seconds: u32) -> Result<()> {
-    const TRIES: u32 = 10;
-    const RATE: u32 = 10;
-    for _ in 0..TRIES {
-        options::answers(client, sipp::sip(FIRST_GUEST), Duration::from_mins(1))?;
-        let outcome = sipp::register(client, load(Transport::Udp, "settle", RATE, seconds))?;
-        if outcome.all_ok() && outcome.retransmissions == 0 {
-            return Ok(());
-        }
-        thread::sleep(Duration::from_secs(1));
-    }
-    Err(anyhow::anyhow!(
-        "a small load does not pass {TRIES} times over"
-    ))
-    .context("waiting for the guest to work off what was queued")
 }
