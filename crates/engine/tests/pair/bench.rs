@@ -41,6 +41,9 @@ struct Watched {
     wire: Option<TapWriter>,
 }
 
+/// The address of the card that there is where frames go anywhere.
+const CARD: [u8; 6] = [2, 0, 0, 0, 0, 1];
+
 impl Watched {
     fn see(&self, made: Result<Paused, Error>) -> Result<Paused, Error> {
         let paused = made?;
@@ -64,7 +67,10 @@ impl Builder for Watched {
     }
 
     fn shape(&self) -> Result<Shape, Error> {
-        self.tiny.shape()
+        let mut shape = self.tiny.shape()?;
+        // Its frames are a card's, or the backup would refuse them.
+        shape.cards.extend(self.wire.iter().map(|_| CARD));
+        Ok(shape)
     }
 
     fn disks(&self) -> Vec<WritableDisk> {
