@@ -60,7 +60,7 @@ fn timing(t_b: Duration) -> Timing {
         stall: scaled(default.stall),
         retry: scaled(default.retry),
         poll: scaled(default.poll),
-        rho_ppm: default.rho_ppm,
+        ..default
     }
 }
 
