@@ -101,7 +101,14 @@ fn table(folder: &Path, name: &str, rows: usize) -> Result<()> {
 /// The page has plots and tables, and needs nothing that is not in it.
 fn page(folder: &Path) -> Result<()> {
     let html = fs::read_to_string(folder.join("index.html"))?;
-    for inside in ["<svg", "<table", "<circle", "seed", "promises", "TCP_N"] {
+    for inside in [
+        "<svg",
+        "<table",
+        "<circle",
+        "seed",
+        "What is to be reached",
+        "TCP_N",
+    ] {
         ensure!(html.contains(inside), "the page has no {inside}");
     }
     for outside in [
