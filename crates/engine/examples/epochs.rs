@@ -104,12 +104,12 @@ fn measure(case: Case, time: Duration) -> Option<Seen> {
         insecure: !case.tls,
         // Nobody is to take over here, however busy the computer is: what is measured are the epochs.
         timing: Timing {
-            heartbeat: Duration::from_millis(100),
-            t_p: Duration::from_millis(3500),
-            t_a: Duration::from_secs(4),
-            t_b: Duration::from_secs(5),
-            t_b_max: Duration::from_secs(5),
-            stall: Duration::from_millis(2500),
+            heartbeat: Duration::from_millis(50),
+            t_p: Duration::from_millis(700),
+            t_a: Duration::from_millis(800),
+            t_b: Duration::from_secs(1),
+            t_b_max: Duration::from_secs(1),
+            stall: Duration::from_millis(500),
             ..Timing::default()
         },
         wire: Some(TapWriter::new(File::from(OwnedFd::from(far)))),

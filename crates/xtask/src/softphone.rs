@@ -83,6 +83,9 @@ impl Softphone {
             .tempdir()?;
         let address = client.address();
         let control = SocketAddr::from((address, sipp::port()));
+        let sip = sipp::port();
+        // It takes the next one, too, for SIP over TLS.
+        sipp::port();
         let speech = folder.path().join("speech.wav");
         fs::write(&speech, tone())?;
         let (low, high) = media_ports();
@@ -97,7 +100,6 @@ impl Softphone {
              module_path {modules}\n\
              module g711.so\nmodule aufile.so\nmodule dtls_srtp.so\nmodule debug_cmd.so\n\
              module_tmp account.so\nmodule_app menu.so\nmodule_app ctrl_tcp.so\n",
-            sip = sipp::port(),
             speech = speech.display(),
             received = folder.path().join("received.wav").display(),
             modules = tree.join("usr/lib/baresip/modules").display(),
@@ -208,15 +210,20 @@ impl Softphone {
             Ok(wanted(last).then_some(()))
         })?
         .with_context(|| {
-            let said = fs::read(self.folder.path().join("output")).unwrap_or_default();
-            let said = String::from_utf8_lossy(&said[said.len().saturating_sub(2000)..]);
             format!(
                 "{}'s audio is not {what} within {} s but {last:?}: {}",
                 self.name,
                 limit.as_secs(),
-                said.trim()
+                self.said()
             )
         })
+    }
+
+    /// The end of what it has printed.
+    fn said(&self) -> String {
+        let said = fs::read(self.folder.path().join("output")).unwrap_or_default();
+        let end = &said[said.len().saturating_sub(2000)..];
+        String::from_utf8_lossy(end).trim().to_owned()
     }
 
     /// Gives a command and waits for what it says to it.
@@ -241,7 +248,7 @@ impl Softphone {
             self.control.set_read_timeout(Some(left))?;
             let mut bytes = [0; 4096];
             match self.control.read(&mut bytes) {
-                Ok(0) => bail!("{}'s softphone has ended", self.name),
+                Ok(0) => bail!("{}'s softphone has ended: {}", self.name, self.said()),
                 Ok(length) => self.input.extend_from_slice(&bytes[..length]),
                 Err(error)
                     if matches!(

@@ -36,8 +36,13 @@ struct Watched {
     memory: Mutex<Option<Memory>>,
     outlet: Mutex<Option<Arc<dyn Outlet>>>,
     whole: Mutex<Option<Result<(), String>>>,
+    /// The guest's count when it began to run here.
+    began: Mutex<u64>,
     wire: Option<TapWriter>,
 }
+
+/// The address of the card that there is where frames go anywhere.
+const CARD: [u8; 6] = [2, 0, 0, 0, 0, 1];
 
 impl Watched {
     fn see(&self, made: Result<Paused, Error>) -> Result<Paused, Error> {
@@ -62,7 +67,10 @@ impl Builder for Watched {
     }
 
     fn shape(&self) -> Result<Shape, Error> {
-        self.tiny.shape()
+        let mut shape = self.tiny.shape()?;
+        // Its frames are a card's, or the backup would refuse them.
+        shape.cards.extend(self.wire.iter().map(|_| CARD));
+        Ok(shape)
     }
 
     fn disks(&self) -> Vec<WritableDisk> {
@@ -72,6 +80,7 @@ impl Builder for Watched {
     fn taps(&self, paused: &Paused) -> Vec<TapWriter> {
         // It is about to run.
         *self.whole.lock().unwrap() = Some(self.tiny.check_whole(paused.memory()));
+        *self.began.lock().unwrap() = self.tiny.rounds(paused.memory(), 0);
         self.wire.iter().cloned().collect()
     }
 }
@@ -274,6 +283,7 @@ impl Bench {
             memory: Mutex::default(),
             outlet: Mutex::default(),
             whole: Mutex::default(),
+            began: Mutex::default(),
             wire: self.options.wire.clone(),
         });
         let (sender, reports) = mpsc::channel();
@@ -408,6 +418,12 @@ impl Life {
     pub(crate) fn began_whole(&self) -> Result<(), String> {
         let whole = self.builder.whole.lock().unwrap();
         whole.clone().expect("a machine runs")
+    }
+
+    /// The guest's count of rounds when it began to run here.
+    #[allow(dead_code, reason = "each test uses its part")]
+    pub(crate) fn began_at(&self) -> u64 {
+        *self.builder.began.lock().unwrap()
     }
 
     /// Whether it holds a whole replica and runs nothing.

@@ -15,6 +15,7 @@ mod testing;
 #[cfg(test)]
 mod tests;
 mod typing;
+mod urgency;
 mod waiters;
 
 pub(crate) use protect::part;
@@ -66,6 +67,9 @@ pub(crate) fn run(args: &cli::Run) -> Result<Code, Failure> {
     let name = file.machine.name.clone();
     let lock = RuntimeDir::of_user()?.lock(&name)?;
 
+    if part.is_some() {
+        urgency::raise();
+    }
     // Signals first: one that comes while the machine is being made must stop it in order, too.
     let (events, inbox) = mpsc::channel();
     watch_signals(events.clone()).context("cannot watch signals")?;

@@ -63,13 +63,13 @@ impl<'a> Address<'a> {
         let Some(open) = outside(value, '<') else {
             let (uri, parameters) = value.split_once(';').unwrap_or((value, ""));
             let uri = uri.trim();
-            return (!uri.is_empty() && !uri.contains(['"', '>', ' ']))
+            return (!uri.is_empty() && !uri.contains(['"', '>']) && is_uri(uri))
                 .then_some(Self { uri, parameters });
         };
         let (uri, rest) = value[open + 1..].split_once('>')?;
         let rest = rest.trim_start();
         let parameters = rest.strip_prefix(';').unwrap_or("");
-        let plausible = !uri.is_empty() && (rest.is_empty() || rest.starts_with(';'));
+        let plausible = is_uri(uri) && (rest.is_empty() || rest.starts_with(';'));
         plausible.then_some(Self { uri, parameters })
     }
 
@@ -82,6 +82,11 @@ impl<'a> Address<'a> {
     pub fn user(&self) -> Option<&'a str> {
         user(self.uri)
     }
+}
+
+/// Whether a text can stand in a request's first line: a URI has no white space.
+fn is_uri(text: &str) -> bool {
+    !text.is_empty() && !text.contains(|letter: char| letter.is_whitespace() || letter.is_control())
 }
 
 /// The user in a SIP URI.
@@ -151,7 +156,15 @@ mod tests {
             Some(("sip:a@b;lr", Some("1")))
         );
         assert_eq!(read("A B <sip:a@b>"), Some(("sip:a@b", None)));
-        for broken in ["", "<sip:a", "<>", "<sip:a>x", "\"open <sip:a>"] {
+        for broken in [
+            "",
+            "<sip:a",
+            "<>",
+            "<sip:a>x",
+            "\"open <sip:a>",
+            "<sip:a b>",
+            "sip:a\tb",
+        ] {
             assert_eq!(read(broken), None, "{broken}");
         }
         assert_eq!(Address::parse("<sip:a:pw@b>").unwrap().user(), Some("a"));

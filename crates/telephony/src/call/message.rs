@@ -252,8 +252,11 @@ impl Message {
                     .fields
                     .last_mut()
                     .ok_or(Malformed("the first field begins with white space"))?;
-                value.push(' ');
-                value.push_str(line.trim());
+                let more = line.trim();
+                if !value.is_empty() && !more.is_empty() {
+                    value.push(' ');
+                }
+                value.push_str(more);
                 continue;
             }
             let (name, value) = line.split_once(':').ok_or(Malformed("a field without :"))?;

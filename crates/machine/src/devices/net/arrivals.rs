@@ -3,8 +3,11 @@
 use super::super::testing::{DATA, Driver, Guest, WRITE, Wire, config, memory};
 use super::{link::HEADER, *};
 use crate::{config::Nic, ports::Incoming};
-use std::{os::unix::net::UnixDatagram, sync::Mutex};
+use std::{os::unix::net::UnixDatagram, sync::Mutex, thread, time::Duration};
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
+
+/// How long what must not happen is waited for.
+const NEVER: Duration = Duration::from_millis(300);
 
 const MERGE: u64 = 1 << VIRTIO_F_VERSION_1 | 1 << VIRTIO_NET_F_MAC | 1 << VIRTIO_NET_F_MRG_RXBUF;
 
@@ -129,6 +132,8 @@ fn what_is_paused_reads_nothing() {
     assert_eq!(card.next(), 1);
     card.guest.devices.quiesce();
     card.peer.send(&frame(2)).unwrap();
+    // A thread that did not stand would have read it long before.
+    thread::sleep(NEVER);
     assert_eq!(card.listener.marks(), [(1, 1)]);
     card.guest.devices.run().unwrap();
     assert_eq!(card.next(), 2);

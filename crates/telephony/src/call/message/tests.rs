@@ -76,6 +76,14 @@ fn what_is_set_takes_the_olds_place_and_cannot_begin_a_line() {
 }
 
 #[test]
+fn a_value_may_begin_on_the_next_line() {
+    let text = "SIP/2.0 200 OK\r\nTo:\r\n <sip:b@c>\r\n ;tag=1\r\n\t\r\n\r\n";
+    let message = Message::parse(text.as_bytes()).unwrap();
+    assert_eq!(message.field("To"), Some("<sip:b@c> ;tag=1"));
+    assert_eq!(Message::parse(&message.encode()), Ok(message));
+}
+
+#[test]
 fn what_is_no_message_is_refused() {
     for text in [
         "",
