@@ -155,8 +155,14 @@ fn line(
 ) -> Line {
     #[allow(clippy::cast_precision_loss, reason = "numbers of calls and packets")]
     let count = |number: u64| Cell::from(number as f64);
+    // After an event that is none, no media is to flow: calls end at once.
+    let preserved = if cut {
+        outcome.preserved()
+    } else {
+        outcome.completed()
+    };
     #[allow(clippy::cast_precision_loss, reason = "numbers of calls")]
-    let preserved = outcome.preserved() as f64 / f64::from(number) * 100.0;
+    let preserved = preserved as f64 / f64::from(number) * 100.0;
     let minutes = beside
         .host
         .map(|(_, seconds)| seconds / 60.0 * f64::from(number));
