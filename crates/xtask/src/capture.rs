@@ -61,7 +61,8 @@ impl Capture {
             .tempdir()?;
         let errors = folder.path().join("errors");
         let child = command
-            .args(["-l", "-n", "-tt"])
+            // Else the kernel keeps what it has seen back for up to a second.
+            .args(["-l", "-n", "-tt", "--immediate-mode"])
             .stdin(Stdio::null())
             .stdout(File::create(folder.path().join("frames"))?)
             .stderr(File::create(&errors)?)
@@ -105,23 +106,66 @@ impl Capture {
     }
 
     fn end(&mut self) -> Result<()> {
-        let pid = self.child.id().to_string();
-        // Asked to end, it writes what it still holds and says what it lost.
-        let asked = Command::new("kill").args(["-INT", &pid]).status()?;
-        ensure!(asked.success(), "tcpdump can't be told to end");
+        // Told to end it leaves alone what it has not read yet.
+        let read = process::poll(LIMIT, Duration::from_millis(20), || {
+            self.signal("-USR1")?;
+            let counts = counts(&fs::read_to_string(self.errors())?);
+            Ok(counts
+                .is_some_and(|[read, seen, _]| read == seen)
+                .then_some(()))
+        })?;
+        read.context("tcpdump does not come to the end of what it saw")?;
+        self.signal("-INT")?;
         process::wait_within(&mut self.child, LIMIT)?.context("tcpdump does not end")?;
-        let said = fs::read_to_string(self.folder.path().join("errors"))?;
-        let lost = said
-            .lines()
-            .find(|line| line.contains("dropped by kernel"))
-            .context("tcpdump does not say what it lost")?;
-        ensure!(lost.trim().starts_with("0 "), "tcpdump: {lost}");
+        let said = fs::read_to_string(self.errors())?;
+        let [_, _, lost] = counts(&said).context("tcpdump does not say what it lost")?;
+        ensure!(lost == 0, "tcpdump lost {lost} packets");
         Ok(())
     }
+
+    fn signal(&self, signal: &str) -> Result<()> {
+        let pid = self.child.id().to_string();
+        let sent = Command::new("kill").args([signal, &pid]).status()?;
+        ensure!(sent.success(), "tcpdump has ended: no {signal} can be sent");
+        Ok(())
+    }
+
+    fn errors(&self) -> PathBuf {
+        self.folder.path().join("errors")
+    }
+}
+
+/// How many packets tcpdump has read, its filter has let through, and the kernel has dropped, by the last that it said.
+fn counts(said: &str) -> Option<[u64; 3]> {
+    let of = |what: &str| -> Option<u64> {
+        let (before, _) = said.rsplit_once(what)?;
+        before.split_whitespace().rev().nth(1)?.parse().ok()
+    };
+    Some([
+        of(" captured")?,
+        of(" received by filter")?,
+        of(" dropped by kernel")?,
+    ])
 }
 
 impl Drop for Capture {
     fn drop(&mut self) {
         process::kill(&mut self.child);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::counts;
+
+    #[test]
+    fn the_last_word_counts() {
+        let asked = "listening on eth0\ntcpdump: 3 packets captured, 5 packets received by filter, 0 packets dropped by kernel\n";
+        assert_eq!(counts(asked), Some([3, 5, 0]));
+        let ended = format!(
+            "{asked}\n5 packets captured\n5 packets received by filter\n1 packet dropped by kernel\n"
+        );
+        assert_eq!(counts(&ended), Some([5, 5, 1]));
+        assert_eq!(counts("listening on eth0"), None);
     }
 }

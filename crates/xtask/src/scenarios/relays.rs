@@ -55,8 +55,9 @@ pub(super) const ALL: &[Scenario] = &[
 const SOON: Duration = Duration::from_mins(1);
 /// How long both are to hear each other before the cut, and after it.
 const TALK_SECONDS: f64 = 3.0;
-/// DTLS, whichever of its records (RFC 7983): the first byte of a datagram's payload tells.
-const DTLS: &str = "udp and udp[8] >= 20 and udp[8] <= 63";
+/// A handshake of DTLS: the first byte of a datagram's payload is its record's type (RFC 6347, 4.1), and handshakes are of these two.
+/// An alert is not, with which each side closes at the call's end.
+const DTLS: &str = "udp and (udp[8] = 20 or udp[8] = 22)";
 /// RTP with G.711 (payload type 0), encrypted or not.
 const MEDIA: &str = "udp and udp[8] & 0xc0 = 0x80 and udp[9] & 0x7f = 0";
 /// Bytes of an RTP packet with 20 ms of G.711.
