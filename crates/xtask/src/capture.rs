@@ -62,7 +62,16 @@ impl Capture {
         let errors = folder.path().join("errors");
         let child = command
             // Else the kernel keeps what it has seen back for up to a second.
-            .args(["-l", "-n", "-tt", "--immediate-mode"])
+            .args([
+                "-l",
+                "-n",
+                "-tt",
+                "--immediate-mode",
+                "-s",
+                "2048",
+                "-B",
+                "16384",
+            ])
             .stdin(Stdio::null())
             .stdout(File::create(folder.path().join("frames"))?)
             .stderr(File::create(&errors)?)
@@ -111,7 +120,7 @@ impl Capture {
             self.signal("-USR1")?;
             let counts = counts(&fs::read_to_string(self.errors())?);
             Ok(counts
-                .is_some_and(|[read, seen, _]| read == seen)
+                .is_some_and(|[read, seen, lost]| read + lost >= seen)
                 .then_some(()))
         })?;
         read.context("tcpdump does not come to the end of what it saw")?;
