@@ -18,6 +18,8 @@ const LIMIT: Duration = Duration::from_secs(20);
 pub(crate) struct Capture {
     child: Child,
     folder: TempDir,
+    /// It reads all that its filter lets through, whichever way it goes; else the kernel counts frames that it leaves out.
+    both_ways: bool,
 }
 
 impl Capture {
@@ -30,7 +32,7 @@ impl Capture {
         command
             .args(["-e", "-Q", "in", "-i", &host.port(network)])
             .args(["ether", "src", mac]);
-        Self::run(command)
+        Self::run(command, false)
     }
 
     /// Begins to watch for what the client sends and gets, as far as it fits `filter` (pcap-filter(7)).
@@ -40,7 +42,7 @@ impl Capture {
     pub(crate) fn at_client(client: &Client, filter: &str) -> Result<Self> {
         let mut command = client.command("tcpdump")?;
         command.args(["-i", Network::Service.interface(), filter]);
-        Self::run(command)
+        Self::run(command, true)
     }
 
     /// Begins to keep the frames themselves that come to the client and fit `filter`: for [`Self::finish_file`].
@@ -49,13 +51,17 @@ impl Capture {
     /// tcpdump can't be run.
     pub(crate) fn file_at_client(client: &Client, filter: &str) -> Result<Self> {
         let mut command = client.command("tcpdump")?;
-        command
-            .args(["-i", Network::Service.interface(), "-Q", "in"])
-            .args(["-w", "-", "-U", "--time-stamp-precision=nano", filter]);
-        Self::run(command)
+        command.args(["-i", Network::Service.interface()]).args([
+            "-w",
+            "-",
+            "-U",
+            "--time-stamp-precision=nano",
+            filter,
+        ]);
+        Self::run(command, true)
     }
 
-    fn run(mut command: Command) -> Result<Self> {
+    fn run(mut command: Command, both_ways: bool) -> Result<Self> {
         let folder = tempfile::Builder::new()
             .prefix("romulus-capture-")
             .tempdir()?;
@@ -77,7 +83,11 @@ impl Capture {
             .stderr(File::create(&errors)?)
             .spawn()
             .context("running tcpdump (Debian package tcpdump)")?;
-        let mut capture = Self { child, folder };
+        let mut capture = Self {
+            child,
+            folder,
+            both_ways,
+        };
         let listening = process::poll(LIMIT, Duration::from_millis(10), || {
             let said = fs::read_to_string(&errors)?;
             if let Some(status) = capture.child.try_wait()? {
@@ -115,7 +125,19 @@ impl Capture {
     }
 
     fn end(&mut self) -> Result<()> {
-        // Told to end it leaves alone what it has not read yet.
+        if self.both_ways {
+            self.catch_up()?;
+        }
+        self.signal("-INT")?;
+        process::wait_within(&mut self.child, LIMIT)?.context("tcpdump does not end")?;
+        let said = fs::read_to_string(self.errors())?;
+        let [_, _, lost] = counts(&said).context("tcpdump does not say what it lost")?;
+        ensure!(lost == 0, "tcpdump lost {lost} packets");
+        Ok(())
+    }
+
+    /// Waits until it has read all that it saw: told to end it leaves alone what it has not read yet.
+    fn catch_up(&self) -> Result<()> {
         let read = process::poll(LIMIT, Duration::from_millis(20), || {
             self.signal("-USR1")?;
             let counts = counts(&fs::read_to_string(self.errors())?);
@@ -123,13 +145,7 @@ impl Capture {
                 .is_some_and(|[read, seen, lost]| read + lost >= seen)
                 .then_some(()))
         })?;
-        read.context("tcpdump does not come to the end of what it saw")?;
-        self.signal("-INT")?;
-        process::wait_within(&mut self.child, LIMIT)?.context("tcpdump does not end")?;
-        let said = fs::read_to_string(self.errors())?;
-        let [_, _, lost] = counts(&said).context("tcpdump does not say what it lost")?;
-        ensure!(lost == 0, "tcpdump lost {lost} packets");
-        Ok(())
+        read.context("tcpdump does not come to the end of what it saw")
     }
 
     fn signal(&self, signal: &str) -> Result<()> {
