@@ -38,6 +38,14 @@ impl Journal {
         write().with_context(|| format!("writing {}", self.path.display()))
     }
 
+    /// Forgets all entries.
+    ///
+    /// # Errors
+    /// The file can't be written.
+    pub(crate) fn empty(&self) -> Result<()> {
+        fs::write(&self.path, []).with_context(|| format!("writing {}", self.path.display()))
+    }
+
     /// Where it is.
     pub(crate) fn path(&self) -> &Path {
         &self.path
@@ -79,6 +87,16 @@ pub(crate) fn of_run(what: &str, seed: u64) -> Result<Journal> {
     fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))?;
     let name = format!("{what}-{}-seed-{seed}.jsonl", report::commit());
     Ok(Journal::new(&folder.join(name)))
+}
+
+/// The journal of a measurement, in the folder of its plots: figures as they come, so that a run that is broken off keeps them.
+///
+/// # Errors
+/// Its folder can't be made.
+pub(crate) fn of_figures(name: &str) -> Result<Journal> {
+    let folder = target_folder().join("reports");
+    fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))?;
+    Ok(Journal::new(&folder.join(format!("{name}.jsonl"))))
 }
 
 #[cfg(test)]

@@ -3,7 +3,6 @@
 //! shorter wait gains when the power is cut, and what it costs while nothing fails.
 
 mod busy;
-mod journal;
 mod record;
 mod steady;
 mod sweep;

@@ -12,6 +12,7 @@ mod table;
 
 use crate::{
     assets::{Assets, Image},
+    bench::restart,
     compile::target_folder,
     machine_host, pair,
     report::{
@@ -26,7 +27,7 @@ use cut::Crossed;
 use images::Progress;
 use lab::Lab;
 use rates::Measured;
-use std::{fs, io::Write as _, path::Path, process::ExitCode, thread};
+use std::{fs, io::Write as _, path::Path, process::ExitCode};
 
 /// Arguments.
 #[derive(clap::Args)]
@@ -73,7 +74,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
             continue;
         }
         if !peers.is_empty() {
-            restart_hosts(&lab)?;
+            restart::hosts(&lab)?;
         }
         let mut peer = Peer {
             contender,
@@ -177,28 +178,6 @@ fn measure_running(
         ));
     }
     Ok(())
-}
-
-/// Both at once: each takes seconds.
-fn restart_hosts(lab: &Lab) -> Result<()> {
-    thread::scope(|scope| {
-        let restarts: Vec<_> = lab
-            .hosts()
-            .iter()
-            .map(|host| {
-                scope.spawn(|| {
-                    host.power_off()?;
-                    host.power_on()
-                })
-            })
-            .collect();
-        restarts
-            .into_iter()
-            .try_for_each(|restart| match restart.join() {
-                Ok(result) => result,
-                Err(_) => anyhow::bail!("the thread that restarts a host panicked"),
-            })
-    })
 }
 
 fn plot(peers: &[Peer]) -> Plot<'static> {

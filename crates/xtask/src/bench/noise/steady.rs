@@ -1,10 +1,10 @@
 //! The long look: `T_b` at its default, nothing fails.
 
-use super::{Stand, busy::Busy, computer_load, journal::Journal, record::Seen, seen};
+use super::{Stand, busy::Busy, computer_load, record::Seen, seen};
 use crate::{
     assets::Image,
     compile::target_folder,
-    live,
+    journal, live,
     machine_file::FIRST_GUEST,
     pair::Pair,
     probe::{self, Question},
@@ -67,7 +67,8 @@ pub(super) fn run(stand: &Stand<'_>, time: Duration) -> Result<Vec<Row>> {
     let server = sipp::sip(FIRST_GUEST);
     let probe = probe::start(stand.lab.client(), server, Question::Register, CALM)?;
 
-    let mut journal = Journal::begin("bench-noise")?;
+    let journal = journal::of_figures("bench-noise")?;
+    journal.empty()?;
     let step = stand.progress.step(format!(
         "watching the pair for {:.0} minutes, each host's processor {} % busy (figures go to {})",
         time.as_secs_f64() / 60.0,

@@ -1,11 +1,13 @@
 //! `T_b` fixed, at one value after the other: what happens while nothing fails, and how long a takeover takes when the power is
 //! cut.
 
-use super::{Stand, busy::Busy, journal::Journal, seen};
+use super::{Stand, busy::Busy, seen};
 use crate::{
     assets::Image,
+    bench::restart,
     compile::target_folder,
     distribution::Distribution,
+    journal,
     machine_file::FIRST_GUEST,
     pair::{Pair, unix_seconds},
     probe::{self, Question},
@@ -74,19 +76,17 @@ pub(super) fn run(
     cuts: u32,
     add: bool,
 ) -> Result<Vec<Row>> {
-    let mut values: Vec<Value> = if add {
-        Journal::earlier(JOURNAL)
-    } else {
-        Vec::new()
-    };
+    let journal = journal::of_figures(JOURNAL)?;
+    let mut values: Vec<Value> = if add { journal.entries()? } else { Vec::new() };
     values.retain(|value| !all.contains(&value.t_b_ms));
-    let mut journal = Journal::begin(JOURNAL)?;
+    journal.empty()?;
     for value in &values {
         journal.add(value)?;
     }
     for (number, &t_b_ms) in all.iter().enumerate() {
         if number > 0 {
-            restart(stand)?;
+            // They remember nothing of the last value.
+            restart::hosts(stand.lab)?;
         }
         let mut value = Value {
             t_b_ms,
@@ -106,27 +106,6 @@ pub(super) fn run(
         }
     }
     Ok(values.iter().flat_map(rows).collect())
-}
-
-/// Hosts that remember nothing of the last value.
-fn restart(stand: &Stand<'_>) -> Result<()> {
-    thread::scope(|scope| {
-        let hosts: Vec<_> = stand
-            .lab
-            .hosts()
-            .iter()
-            .map(|host| {
-                scope.spawn(|| {
-                    host.power_off()?;
-                    host.power_on()
-                })
-            })
-            .collect();
-        hosts.into_iter().try_for_each(|host| {
-            host.join()
-                .unwrap_or_else(|_| anyhow::bail!("the thread that restarts a host panicked"))
-        })
-    })
 }
 
 fn measure(stand: &Stand<'_>, value: &mut Value, watch: Duration, cuts: u32) -> Result<()> {
