@@ -49,6 +49,8 @@ pub(crate) const RECORD_MAX: usize = 1 + NUMBER_MAX + PAGE + NUMBER_MAX;
 
 /// A difference of up to this length is sent as it is, without a try of LZ4, which takes four times as long.
 const DELTA_CHEAP: usize = PAGE / 4;
+/// A difference of up to this length is put in place in less time than a page is copied in.
+const PATCH: usize = 96;
 /// A form has to save at least an eighth of a page; otherwise the page is sent as it is.
 const WORTH: usize = PAGE / 8 * 7;
 
@@ -194,6 +196,15 @@ impl Coder {
             return Some(Form::Delta);
         }
         Some(Form::Raw)
+    }
+
+    /// Makes `last`, the last sent version, that of `page`, for which this form was chosen last.
+    pub(crate) fn follow(&self, form: Option<Form>, last: &mut [u8; PAGE], page: &[u8; PAGE]) {
+        match form {
+            None => {}
+            Some(Form::Delta) if self.body.len() <= PATCH => runs::apply(&self.body, last),
+            Some(_) => *last = *page,
+        }
     }
 
     fn whole(&mut self, page: &[u8; PAGE]) -> Form {

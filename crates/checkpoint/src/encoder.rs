@@ -234,9 +234,7 @@ impl Encoder {
         let form = match self.shadow.last(number) {
             Last::Page(last) => {
                 let form = self.coder.again(last, page);
-                if form.is_some_and(|form| form != Form::Zero) {
-                    *last = *page;
-                }
+                self.coder.follow(form, last, page);
                 form
             }
             Last::Zero => match self.coder.fresh(page) {
@@ -322,7 +320,7 @@ impl Encoder {
             let Some(form) = self.coder.again(last, &self.page) else {
                 continue;
             };
-            *last = *self.page;
+            self.coder.follow(Some(form), last, &self.page);
             if self
                 .stream
                 .room(Kind::State, NUMBER_MAX + RECORD_MAX, sink)?

@@ -31,6 +31,8 @@ pub(crate) struct Softphone {
     name: String,
     child: Child,
     control: TcpStream,
+    /// The UDP ports of its media: first and last.
+    media_ports: (u16, u16),
     /// What the control connection brought and was not looked at yet.
     input: Vec<u8>,
     folder: TempDir,
@@ -145,6 +147,7 @@ impl Softphone {
                 name: user.to_owned(),
                 child,
                 control,
+                media_ports: (low, high),
                 input: Vec::new(),
                 folder,
             }),
@@ -258,6 +261,14 @@ impl Softphone {
                 Err(error) => return Err(error.into()),
             }
         }
+    }
+}
+
+impl Softphone {
+    /// What tcpdump calls the media of this phone, and nobody else's.
+    pub(crate) fn media_filter(&self) -> String {
+        let (low, high) = self.media_ports;
+        format!("portrange {low}-{high}")
     }
 }
 

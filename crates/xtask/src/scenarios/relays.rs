@@ -124,8 +124,10 @@ impl EncryptedCall {
     /// They don't.
     pub(crate) fn begin(client: &lab::Client, tree: &Path) -> Result<Self> {
         let (mut alice, mut bob) = phones(client, tree, Media::Encrypted)?;
-        let handshakes = Capture::at_client(client, DTLS)?;
-        let media = Capture::at_client(client, MEDIA)?;
+        // Other calls may be under way.
+        let theirs = format!("({} or {})", alice.media_filter(), bob.media_filter());
+        let handshakes = Capture::at_client(client, &format!("{DTLS} and {theirs}"))?;
+        let media = Capture::at_client(client, &format!("{MEDIA} and {theirs}"))?;
         alice.dial(FIRST_GUEST, "bob")?;
         for phone in [&mut alice, &mut bob] {
             hears_more(phone, Media::Encrypted, 0.0)?;
