@@ -19,7 +19,7 @@ use crate::{
     sipp,
 };
 use anyhow::{Context as _, Result};
-use cost::{Calm, Idle};
+use cost::{Calm, HostCost, Idle};
 use cuts::Cuts;
 use images::Progress;
 use lab::Lab;
@@ -117,6 +117,7 @@ struct Alone {
     udp: Option<u32>,
     mix: Option<u32>,
     calm: Calm,
+    idle: HostCost,
 }
 
 /// The machine with a backup.
@@ -172,7 +173,8 @@ fn measure(
     };
     if !args.phases_at.is_empty() {
         let pair = make()?;
-        let seconds = effort.trial_seconds;
+        // At 5/s, fifteen requests say nothing of a median.
+        let seconds = effort.trial_seconds.max(20);
         measured.phases = phases::at(lab.client(), &pair, &args.phases_at, seconds, progress)?;
         return Ok(measured);
     }
@@ -273,22 +275,25 @@ fn cost_rows(alone: &Alone, paired: &Paired) -> Vec<Row> {
             paired.calm.dirty_pages,
         ),
     ];
-    for (name, host) in [
-        ("primary", paired.idle.primary),
-        ("backup", paired.idle.backup),
+    for (name, host, alone) in [
+        ("primary", paired.idle.primary, Some(alone.idle)),
+        ("backup", paired.idle.backup, None),
     ] {
+        let row =
+            |what: &str, value| Row::new(format!("idle: {what}, {name}"), "% of a core", value);
         rows.extend([
-            Row::new(
-                format!("idle: processor of the {name}"),
-                "% of a core",
-                host.percent,
-            )
-            .target(Target::AtMost(IDLE_PERCENT)),
-            Row::new(
-                format!("idle: the same without the guest's own vCPU, {name}"),
-                "% of a core",
+            row("processor", host.percent)
+                .peer(alone.map(|alone| alone.percent))
+                .target(Target::AtMost(IDLE_PERCENT)),
+            row(
+                "the same without the guest's own vCPU",
                 host.percent_without_vcpus,
-            ),
+            )
+            .peer(alone.map(|alone| alone.percent_without_vcpus)),
+            row("of that the devices", host.devices),
+            row("of that the epoch loop", host.checkpoint),
+            row("of that the sender", host.sender),
+            row("of that heartbeats, receiver and all else", host.other),
         ]);
     }
     rows.push(

@@ -3,6 +3,7 @@
 use crate::{
     distribution::Distribution,
     machine_file::FIRST_GUEST,
+    machine_host::Running,
     pair::Pair,
     probe::{self, Question, Seen},
     processor::Threads,
@@ -97,6 +98,11 @@ pub(super) struct HostCost {
     pub(super) percent: f64,
     /// Without the threads that are the guest's own processors.
     pub(super) percent_without_vcpus: f64,
+    /// Of that, by what the threads do: see [`Threads`].
+    pub(super) devices: f64,
+    pub(super) checkpoint: f64,
+    pub(super) sender: f64,
+    pub(super) other: f64,
 }
 
 /// What an idle pair costs.
@@ -105,6 +111,24 @@ pub(super) struct Idle {
     pub(super) backup: HostCost,
     /// On the replication network, both ways, in Mbit/s.
     pub(super) mbits: f64,
+}
+
+/// Watches an idle machine without a backup for `time`.
+///
+/// # Errors
+/// Its host can't be reached.
+pub(super) fn idle_alone(
+    host: &lab::Host,
+    machine: &Running<'_>,
+    time: Duration,
+) -> Result<HostCost> {
+    let (start, before) = (Instant::now(), Threads::of(host, machine.pid())?);
+    thread::sleep(time);
+    let after = Threads::of(host, machine.pid())?;
+    Ok(HostCost::of(
+        &after.since(&before),
+        start.elapsed().as_secs_f64(),
+    ))
 }
 
 /// Watches an idle pair for `time`.
@@ -157,6 +181,10 @@ impl HostCost {
         Self {
             percent: percent(used.all()),
             percent_without_vcpus: percent(used.all() - used.vcpus),
+            devices: percent(used.devices),
+            checkpoint: percent(used.checkpoint),
+            sender: percent(used.sender),
+            other: percent(used.other),
         }
     }
 }
@@ -176,5 +204,6 @@ mod tests {
         let cost = HostCost::of(&used, 20.0);
         assert!((cost.percent - 3.0).abs() < 1e-9);
         assert!((cost.percent_without_vcpus - 1.0).abs() < 1e-9);
+        assert!((cost.sender - 1.0).abs() < 1e-9 && cost.other.abs() < 1e-9);
     }
 }

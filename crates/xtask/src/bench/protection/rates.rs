@@ -67,12 +67,20 @@ impl<'a> Rates<'a> {
             "5 REGISTER/s on the machine alone: {}",
             calm.summary()
         ));
+        let step = self.progress.step("watching the idle machine alone");
+        let idle = cost::idle_alone(self.lab.host(1), &machine, self.effort.watch)?;
+        step.done("watched the idle machine alone");
         let udp = self.search("UDP, machine alone", START_UDP, |rate| self.udp(rate))?;
         let mix = self.search("all transports, machine alone", START_MIX, |rate| {
             self.mix(rate)
         })?;
         machine.kill()?;
-        Ok(Alone { udp, mix, calm })
+        Ok(Alone {
+            udp,
+            mix,
+            calm,
+            idle,
+        })
     }
 
     /// Measures the pair's machine, which runs already, over UDP.
