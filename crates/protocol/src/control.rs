@@ -12,6 +12,8 @@
 //! interval of a guest that writes without output (250 ms): after a burst, such as the end of a
 //! first full copy, the mean of what epochs cost is seconds, and four times that would be a
 //! silence in which clients give up.
+//!
+//! For comparisons with systems that have epochs of one length (Remus), [`Limits::fixed`] sets all of that aside.
 
 use std::time::Duration;
 
@@ -33,6 +35,9 @@ pub struct Limits {
     pub idle: Duration,
     /// An epoch that changed at most this many pages is idle.
     pub idle_pages: u64,
+    /// Every epoch has this length, or ends with the last one's commit where that comes later, whatever waits and whatever
+    /// the guest does: the other limits then mean nothing.
+    pub fixed: Option<Duration>,
 }
 
 impl Default for Limits {
@@ -43,6 +48,7 @@ impl Default for Limits {
             longest: Duration::from_millis(250),
             idle: Duration::from_secs(1),
             idle_pages: 128,
+            fixed: None,
         }
     }
 }
@@ -56,6 +62,9 @@ pub enum LimitsError {
     /// The intervals are out of order, or the shortest is zero.
     #[error("epoch intervals must grow: 0 < shortest ({0:?}) ≤ longest ({1:?}) ≤ idle ({2:?})")]
     Order(Duration, Duration, Duration),
+    /// The fixed length is zero.
+    #[error("epochs of a fixed length must take longer than no time")]
+    Fixed,
 }
 
 /// What one epoch cost.
@@ -123,6 +132,9 @@ impl Control {
                 limits.idle,
             ));
         }
+        if limits.fixed.is_some_and(|fixed| fixed.is_zero()) {
+            return Err(LimitsError::Fixed);
+        }
         Ok(Control {
             limits,
             cost: 0.0,
@@ -182,6 +194,9 @@ impl Control {
     pub fn end(&self, held: bool) -> Option<Time> {
         if !self.committed {
             return None;
+        }
+        if let Some(fixed) = self.limits.fixed {
+            return Some(self.resumed + fixed);
         }
         let earliest = self.resumed + self.owed();
         Some(if held {
@@ -247,6 +262,21 @@ mod tests {
         let end = control.end(true).expect("committed");
         assert!(end >= Time(3_999_999) && end <= Time(4_000_001), "{end:?}");
         assert_eq!(control.end(false), Some(Time(25_000_000)));
+    }
+
+    #[test]
+    fn a_fixed_length_is_kept_whatever_waits() {
+        let limits = Limits {
+            fixed: Some(40 * MS),
+            ..Limits::default()
+        };
+        let mut control = Control::new(limits, Time(0)).expect("40 ms will do");
+        for held in [true, false, true] {
+            control.resumed(Time(0), cost(MS, 0, held));
+            assert_eq!(control.end(held), None, "no earlier than the last commit");
+            control.committed();
+            assert_eq!(control.end(held), Some(Time(0) + 40 * MS));
+        }
     }
 
     #[test]
@@ -435,6 +465,14 @@ mod tests {
         assert!(matches!(
             Control::new(order, Time(0)),
             Err(LimitsError::Order(..))
+        ));
+        let fixed = Limits {
+            fixed: Some(Duration::ZERO),
+            ..Limits::default()
+        };
+        assert!(matches!(
+            Control::new(fixed, Time(0)),
+            Err(LimitsError::Fixed)
         ));
     }
 }

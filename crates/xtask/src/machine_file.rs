@@ -65,12 +65,9 @@ pub(crate) struct Protection {
     /// How far that may grow by itself.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) t_b_max: Option<String>,
-    /// The interval after output, when none is held.
+    /// The length of every epoch.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) epoch_shortest: Option<String>,
-    /// How far it stretches while the guest writes without output.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) epoch_longest: Option<String>,
+    pub(crate) epoch_fixed: Option<String>,
     /// Interfaces whose carrier the service needs.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) uplink: Option<Vec<String>>,

@@ -115,8 +115,7 @@ impl<'lab> Pair<'lab> {
             rehearse: None,
             t_b: (lab.kind() == lab::Kind::Qemu).then(|| EMULATED_T_B.to_owned()),
             t_b_max: None,
-            epoch_shortest: None,
-            epoch_longest: None,
+            epoch_fixed: None,
             uplink: None,
             t_cold: None,
             hosts: [1, 2].map(|n: usize| {

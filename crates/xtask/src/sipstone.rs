@@ -38,7 +38,7 @@ use std::{
 /// Arguments.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Everything once, and shortly: shows that the measurements work, their figures are rough
+    /// Each experiment once, and shortly, without some of the modes: shows that the measurements work, their figures are rough
     #[arg(long)]
     quick: bool,
     /// Only these experiments, such as "1,5"

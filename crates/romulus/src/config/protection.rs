@@ -404,6 +404,10 @@ impl Reader<'_> {
         whole &= given.take(section, "epoch_longest", &mut limits.longest);
         limits.idle = limits.idle.max(limits.longest);
         whole &= given.take(section, "epoch_idle", &mut limits.idle);
+        let mut fixed = Duration::ZERO;
+        let before = given.0.len();
+        whole &= given.take(section, "epoch_fixed", &mut fixed);
+        limits.fixed = (given.0.len() > before).then_some(fixed);
         if let Some(value) = section.take("guest_share") {
             match section.number("guest_share", value) {
                 Some(share) => {
@@ -422,6 +426,7 @@ impl Reader<'_> {
                 let keys: &[&str] = match error {
                     LimitsError::Share(_) => &["guest_share"],
                     LimitsError::Order(..) => &["epoch_shortest", "epoch_longest", "epoch_idle"],
+                    LimitsError::Fixed => &["epoch_fixed"],
                 };
                 self.problems
                     .at(given.place(keys, section.span()), error.to_string())

@@ -91,6 +91,7 @@ rho_ppm = 200
 epoch_shortest = "20ms"
 epoch_longest = "200ms"
 epoch_idle = "500ms"
+epoch_fixed = "40ms"
 guest_share = 0.7"#,
     );
     let protection = protection(&text);
@@ -131,6 +132,7 @@ guest_share = 0.7"#,
         [limits.shortest, limits.longest, limits.idle],
         [20, 200, 500].map(ms)
     );
+    assert_eq!(limits.fixed, Some(ms(40)));
     assert!((limits.share - 0.7).abs() < 1e-9);
 }
 

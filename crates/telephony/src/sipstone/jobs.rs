@@ -37,7 +37,7 @@ pub enum Mode {
 pub struct Place {
     /// The guest.
     pub guest: Guest,
-    /// The interval of its epochs in milliseconds; none where Romulus chooses it.
+    /// The length of all its epochs in milliseconds; none where Romulus chooses it.
     pub epoch_ms: Option<u32>,
     /// Its protection.
     pub mode: Mode,
@@ -172,7 +172,7 @@ fn full() -> Vec<Job> {
     const CUTS: u32 = 3;
     /// Calls at a time.
     const MANY: [u32; 4] = [1, 2, 4, 8];
-    /// The paper's intervals of epochs.
+    /// The paper's lengths of epochs.
     const EPOCHS: [u32; 4] = [5, 25, 100, 200];
     let mut jobs = Vec::new();
     let mut add = |place, what| jobs.push(Job { place, what });
@@ -227,7 +227,8 @@ fn quick() -> Vec<Job> {
             what,
         });
     };
-    for mode in [Mode::Unprotected, Mode::Net, Mode::NoNet] {
+    // Each mode more takes a minute: `no-net` is only in the paper's layout here.
+    for mode in [Mode::Unprotected, Mode::Net] {
         for carrier in CARRIERS {
             add(Guest::Sip, mode, What::Signalling(carrier));
         }
@@ -235,10 +236,8 @@ fn quick() -> Vec<Job> {
             add(Guest::Sip, mode, What::Stone(stone));
         }
     }
-    for mode in [Mode::Net, Mode::NoNet] {
-        add(Guest::Sip, mode, What::Registrations(1));
-    }
-    for mode in [Mode::Unprotected, Mode::Net, Mode::Split, Mode::NoNet] {
+    add(Guest::Sip, Mode::Net, What::Registrations(1));
+    for mode in [Mode::Unprotected, Mode::Split] {
         add(Guest::Pbx, mode, What::Media(1));
     }
     add(Guest::Pbx, Mode::Split, What::MediaAcross(1));

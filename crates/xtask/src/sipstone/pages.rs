@@ -249,21 +249,21 @@ const PARTS: &[Part] = &[
         views: &[
             View {
                 form: &REGISTRATIONS,
-                title: "Registrations answered across a cut, by the epochs' interval",
+                title: "Registrations answered across a cut, by the epochs' length",
                 x: "epoch",
                 y: "answered",
                 by: &["mode", "transport"],
             },
             View {
                 form: &REGISTRATIONS,
-                title: "The longest response, by the epochs' interval",
+                title: "The longest response, by the epochs' length",
                 x: "epoch",
                 y: "longest",
                 by: &["mode", "transport"],
             },
             View {
                 form: &REGISTRATIONS,
-                title: "Median response time, by the epochs' interval",
+                title: "Median response time, by the epochs' length",
                 x: "epoch",
                 y: "p50",
                 by: &["mode", "transport"],
@@ -307,14 +307,14 @@ const PARTS: &[Part] = &[
             },
             View {
                 form: &MEDIA,
-                title: "99 of 100 packets took at most, by the epochs' interval",
+                title: "99 of 100 packets took at most, by the epochs' length",
                 x: "epoch",
                 y: "delay p99",
                 by: &["mode", "power cut"],
             },
             View {
                 form: &MEDIA,
-                title: "Mean opinion score, by the epochs' interval",
+                title: "Mean opinion score, by the epochs' length",
                 x: "epoch",
                 y: "MOS",
                 by: &["mode", "power cut"],

@@ -180,9 +180,7 @@ impl<'lab> Stage<'lab> {
                 }
                 if let Some(protection) = &mut file.protection {
                     protection.mode = Some(mode.to_string());
-                    let epoch = place.epoch_ms.map(|epoch| format!("{epoch}ms"));
-                    protection.epoch_shortest.clone_from(&epoch);
-                    protection.epoch_longest = epoch;
+                    protection.epoch_fixed = place.epoch_ms.map(|epoch| format!("{epoch}ms"));
                 }
             })?;
             pair.run(0)?;
