@@ -129,8 +129,7 @@ impl Outcome {
         self.retransmissions += other.retransmissions;
         self.answers.extend(other.answers);
         self.answers.sort_by(|a, b| a.began.total_cmp(&b.began));
-        self.response_ms =
-            Distribution::new(self.answers.iter().map(|answer| answer.ms).collect());
+        self.response_ms = Distribution::new(self.answers.iter().map(|answer| answer.ms).collect());
         self.complaint = self.complaint.take().or(other.complaint);
     }
 
