@@ -5,12 +5,15 @@ use crate::{
     contacts, counter, live,
     machine_file::FIRST_GUEST,
     pair::{Cut, Pair, Steps, UnixSeconds, unix_seconds},
-    probe::{self, Question},
+    probe::{self, Question, Seen},
     sipp::{self, Load, Outcome, Sipp, Transport},
 };
 use anyhow::{Context as _, Result};
 use images::Step;
 use std::{
+    fmt::Write as _,
+    fs,
+    path::Path,
     thread,
     time::{Duration, Instant},
 };
@@ -52,6 +55,8 @@ pub(crate) struct Crossing {
     pub(crate) cut: Option<UnixSeconds>,
     /// From the cut to the first answer to a question that was asked after it, over UDP.
     pub(crate) first_udp: Option<f64>,
+    /// What the probe asked over UDP, and when it was answered.
+    pub(crate) asked: Seen,
     /// From the cut to the next answer of the counter on its TCP connection.
     pub(crate) first_tcp: Option<f64>,
     /// What was wrong with the counter, if anything: the oracle of one history.
@@ -108,6 +113,28 @@ impl Crossing {
             faults.push("no answer over UDP after the cut".to_owned());
         }
         faults
+    }
+
+    /// Writes down every answer that clients got, by its moment after the cut: what was slow shows who waited.
+    ///
+    /// # Errors
+    /// The file can't be written.
+    pub(crate) fn write(&self, file: &Path) -> Result<()> {
+        let zero = self.cut.unwrap_or_else(|| self.began());
+        let mut text = "who,asked [s],answered after [ms]\n".to_owned();
+        let mut line = |who: &str, asked: f64, ms: Option<f64>| {
+            let ms = ms.map_or_else(String::new, |ms| format!("{ms:.1}"));
+            let _ = writeln!(text, "{who},{:.3},{ms}", asked - zero);
+        };
+        for (transport, load) in &self.loads {
+            for answer in &load.answers {
+                line(transport.name(), answer.began, Some(answer.ms));
+            }
+        }
+        for (asked, answered) in &self.asked.questions {
+            line("probe", *asked, answered.map(|at| (at - asked) * 1e3));
+        }
+        fs::write(file, text).with_context(|| format!("writing {}", file.display()))
     }
 
     /// The first start of any load, in seconds since 1970.
@@ -193,6 +220,7 @@ pub(crate) fn run(
     Ok(Crossing {
         longest_gap: longest_gap(&loads),
         first_udp: after(moment.and_then(|moment| seen.first_answer_since(moment))),
+        asked: seen,
         first_tcp: after(moment.and_then(|moment| history.first_since(moment))),
         counter_fault: history.fault,
         moved,
@@ -346,6 +374,9 @@ mod tests {
             moved: false,
             cut: Some(1.5),
             first_udp: Some(0.2),
+            asked: Seen {
+                questions: vec![(1.4, None), (1.6, Some(1.7))],
+            },
             first_tcp: Some(0.4),
             counter_fault: None,
             longest_gap: Some(1.0),
@@ -373,6 +404,24 @@ mod tests {
         assert_eq!(before, 1);
         assert_eq!(users, ["a-udp-1", "a-udp-2", "a-udp-3"]);
         assert_eq!(acknowledged("a", [("udp", &udp)].into_iter(), None).0, 3);
+    }
+
+    #[test]
+    fn what_clients_got_is_written_by_its_moment_after_the_cut() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("answers.csv");
+        good().write(&file).unwrap();
+        let text = std::fs::read_to_string(file).unwrap();
+        let lines: Vec<&str> = text.lines().skip(1).collect();
+        assert_eq!(
+            lines,
+            [
+                "one TCP connection,-0.500,5.0",
+                "one TCP connection,0.500,5.0",
+                "probe,-0.100,",
+                "probe,0.100,100.0",
+            ]
+        );
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use crate::{
     crossing::{self, Crossing, Plan},
+    demo::BEYOND_T_B_MS,
     distribution::Distribution,
     pair::Pair,
     report::{Row, Target},
@@ -71,7 +72,13 @@ pub(super) fn run<'lab>(
                 step.done(format!("cut {number}: {}", summary(&crossing)));
                 if !faults.is_empty() {
                     progress.note(format!("cut {number}: {}", faults.join("; ")));
-                    current.keep_logs(&logs.join(format!("cut-{number}")))?;
+                }
+                let late = (crossing.first_udp)
+                    .is_none_or(|first| (first - crossing.t_b.as_secs_f64()) * 1e3 > BEYOND_T_B_MS);
+                if late || !faults.is_empty() {
+                    let folder = logs.join(format!("cut-{number}"));
+                    current.keep_logs(&folder)?;
+                    crossing.write(&folder.join("answers.csv"))?;
                 }
                 cuts.crossings.push(crossing);
                 if number < times {
