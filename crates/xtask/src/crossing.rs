@@ -345,7 +345,7 @@ impl Teller {
 
 #[cfg(test)]
 mod tests {
-    use super::{Crossing, Duration, Steps, Transport, acknowledged, longest_gap};
+    use super::{Crossing, Duration, Seen, Steps, Transport, acknowledged, longest_gap};
     use crate::sipp::{Answer, Outcome};
 
     fn outcome(times: &[(f64, f64)]) -> Outcome {

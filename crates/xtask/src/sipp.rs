@@ -30,6 +30,8 @@ const SOCKETS_MAX: u32 = 1000;
 /// The log of calls, SIPp's statistics and what it says is wrong, each in a folder of its own run.
 const CALLS: &str = "calls.csv";
 const STATISTICS: &str = "statistics.csv";
+/// What it says of calls that failed.
+const FAILURES: &str = "failures.log";
 const ERRORS: &str = "errors";
 
 /// How SIPp uses connections.
@@ -111,6 +113,8 @@ pub(crate) struct Outcome {
     pub(crate) response_ms: Distribution,
     /// The answered calls in order of start.
     pub(crate) answers: Vec<Answer>,
+    /// Why a call failed, in SIPp's words: of the first that did, where it says so.
+    pub(crate) failure: Option<String>,
     /// What SIPp itself said was wrong, if it did. That it lost its one TCP connection is such a thing.
     pub(crate) complaint: Option<String>,
 }
@@ -130,6 +134,7 @@ impl Outcome {
         self.answers.extend(other.answers);
         self.answers.sort_by(|a, b| a.began.total_cmp(&b.began));
         self.response_ms = Distribution::new(self.answers.iter().map(|answer| answer.ms).collect());
+        self.failure = self.failure.take().or(other.failure);
         self.complaint = self.complaint.take().or(other.complaint);
     }
 
@@ -148,10 +153,10 @@ impl Outcome {
     /// A line for people.
     pub(crate) fn summary(&self) -> String {
         let ms = |value: Option<f64>| value.map_or_else(|| "–".into(), |ms| format!("{ms:.1}"));
-        let complaint = self
-            .complaint
-            .as_ref()
-            .map_or_else(String::new, |text| format!("; SIPp: {text}"));
+        let complaint = [&self.failure, &self.complaint]
+            .into_iter()
+            .flatten()
+            .fold(String::new(), |all, text| format!("{all}; SIPp: {text}"));
         format!(
             "{}/{} ok, {} sent again, p50 {} ms, p99 {} ms, max {} ms{complaint}",
             self.ok,
@@ -235,6 +240,8 @@ pub(crate) fn start_scenario(
         .arg(folder.path().join(CALLS))
         .args(["-trace_stat", "-fd", "1", "-stf"])
         .arg(folder.path().join(STATISTICS))
+        .args(["-trace_err", "-error_file"])
+        .arg(folder.path().join(FAILURES))
         .current_dir(folder.path())
         .env("TERM", "dumb")
         .stdin(Stdio::null())
@@ -368,6 +375,9 @@ impl Sipp {
         let mut outcome = parse_calls(&read(CALLS));
         outcome.wanted = self.wanted;
         outcome.retransmissions = parse_retransmissions(&read(STATISTICS)).unwrap_or(0);
+        if !outcome.all_ok() {
+            outcome.failure = parse_failure(&read(FAILURES));
+        }
         let code = status.code();
         if !matches!(code, Some(0 | 1)) || outcome.tried == 0 {
             let said = read(ERRORS);
@@ -448,6 +458,12 @@ fn parse_retransmissions(statistics: &str) -> Option<u32> {
     lines.last()?.split(';').nth(column)?.trim().parse().ok()
 }
 
+/// The first line about a call that was given up, without its time (tabs and the numbers of a clock before it).
+fn parse_failure(failures: &str) -> Option<String> {
+    let line = failures.lines().find(|line| line.contains("Aborting"))?;
+    Some(line[line.find("Aborting")?..].trim().to_owned())
+}
+
 /// The usual SIP port of a guest at `address`.
 pub(crate) fn sip(address: Ipv4Addr) -> SocketAddrV4 {
     SocketAddrV4::new(address, 5060)
@@ -455,7 +471,7 @@ pub(crate) fn sip(address: Ipv4Addr) -> SocketAddrV4 {
 
 #[cfg(test)]
 mod tests {
-    use super::{Outcome, parse_calls, parse_retransmissions};
+    use super::{Outcome, parse_calls, parse_failure, parse_retransmissions};
 
     #[test]
     fn calls_are_joined_by_number() {
@@ -486,6 +502,20 @@ mod tests {
         assert_eq!((outcome.ok, outcome.wanted), (1, 10));
         assert!(!outcome.all_ok());
         assert!(!Outcome::default().all_ok(), "nothing wanted is no success");
+    }
+
+    #[test]
+    fn a_failure_is_told_without_its_time() {
+        let log = "2026-11-29\t12:00:00.000000\t1.0: Aborting call on unexpected message for Call-Id '1': received 'SIP/2.0 500\nVia: x\n";
+        let told = parse_failure(log).unwrap();
+        assert!(
+            told.starts_with("Aborting call") && told.ends_with("500"),
+            "{told}"
+        );
+        assert_eq!(
+            parse_failure("2026\t: The following events occurred:\n"),
+            None
+        );
     }
 
     #[test]
