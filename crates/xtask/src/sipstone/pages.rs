@@ -32,7 +32,7 @@ pub(super) struct Facts {
 /// The promises as a table.
 const PROMISES: Form = Form {
     name: "promises",
-    title: "What is to be reached",
+    title: "Promises, and what became of them",
     columns: &[
         Column {
             name: "what",
