@@ -7,7 +7,6 @@ pub(crate) mod machine;
 mod noise;
 mod peers;
 mod protection;
-mod restart;
 
 use anyhow::Result;
 use std::process::ExitCode;

@@ -14,6 +14,7 @@ mod distribution;
 mod fuzz;
 mod guest;
 mod guest_shell;
+mod hosts;
 mod journal;
 mod kernel_file;
 mod lab;

@@ -262,9 +262,7 @@ impl Softphone {
             }
         }
     }
-}
 
-impl Softphone {
     /// What tcpdump calls the media of this phone, and nobody else's.
     pub(crate) fn media_filter(&self) -> String {
         let (low, high) = self.media_ports;

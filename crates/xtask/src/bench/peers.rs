@@ -12,9 +12,8 @@ mod table;
 
 use crate::{
     assets::{Assets, Image},
-    bench::restart,
     compile::target_folder,
-    machine_host, pair,
+    hosts, machine_host, pair,
     report::{
         Report,
         plot::{Plot, Series},
@@ -74,7 +73,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
             continue;
         }
         if !peers.is_empty() {
-            restart::hosts(&lab)?;
+            hosts::restart(&lab)?;
         }
         let mut peer = Peer {
             contender,

@@ -31,7 +31,7 @@ fn times(effort: Effort, place: Place, cut: bool) -> (Duration, Duration) {
         (Effort::Quick | Effort::Smallest, false) => (1, 4),
         (Effort::Quick | Effort::Smallest, true) => (2, 6),
         (Effort::Full, false) => (2, 12),
-        // A call of one minute; where intervals are compared, less will do.
+        // A call of one minute; where lengths of epochs are compared, less will do.
         (Effort::Full, true) if place.epoch_ms.is_none() => (20, 40),
         (Effort::Full, true) => (8, 15),
     };

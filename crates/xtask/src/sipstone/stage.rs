@@ -3,6 +3,7 @@
 
 use crate::{
     assets::{Assets, Image},
+    hosts::{at_once, restart},
     machine_file::{FIRST_GUEST, MachineFile, address},
     machine_host::{self, Running},
     pair::{self, Pair, UnixSeconds, unix_seconds},
@@ -14,7 +15,6 @@ use lab::{Host, Lab};
 use romulus_telephony::sipstone::jobs::{Guest, Job, Mode, Place};
 use std::{
     path::{Path, PathBuf},
-    thread,
     time::Duration,
 };
 
@@ -148,7 +148,7 @@ impl<'lab> Stage<'lab> {
     }
 
     fn fresh(&self, place: Place) -> Result<Stands<'lab>> {
-        both(self.lab.hosts(), |host| {
+        at_once(self.lab.hosts(), |host| {
             if !host.is_on() {
                 host.power_on()?;
             }
@@ -292,10 +292,7 @@ impl<'lab> Stage<'lab> {
             }
         }
         self.stands = Stands::Nothing;
-        both(self.lab.hosts(), |host| {
-            host.power_off()?;
-            host.power_on()
-        })
+        restart(self.lab)
     }
 }
 
@@ -346,20 +343,4 @@ fn change_mode(pair: &mut Pair<'_>, mode: Mode) -> Result<()> {
         })?;
     }
     pair.wait_protected(None).map(drop)
-}
-
-/// Does something with all hosts at once: each takes seconds.
-fn both(hosts: &[std::sync::Arc<Host>], work: impl Fn(&Host) -> Result<()> + Sync) -> Result<()> {
-    thread::scope(|scope| {
-        let threads: Vec<_> = hosts
-            .iter()
-            .map(|host| scope.spawn(|| work(host)))
-            .collect();
-        threads
-            .into_iter()
-            .try_for_each(|thread| match thread.join() {
-                Ok(result) => result,
-                Err(_) => bail!("a thread with a host panicked"),
-            })
-    })
 }

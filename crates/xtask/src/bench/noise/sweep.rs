@@ -4,10 +4,9 @@
 use super::{Stand, busy::Busy, seen};
 use crate::{
     assets::Image,
-    bench::restart,
     compile::target_folder,
     distribution::Distribution,
-    journal,
+    hosts, journal,
     machine_file::FIRST_GUEST,
     pair::{Pair, unix_seconds},
     probe::{self, Question},
@@ -86,7 +85,7 @@ pub(super) fn run(
     for (number, &t_b_ms) in all.iter().enumerate() {
         if number > 0 {
             // They remember nothing of the last value.
-            restart::hosts(stand.lab)?;
+            hosts::restart(stand.lab)?;
         }
         let mut value = Value {
             t_b_ms,

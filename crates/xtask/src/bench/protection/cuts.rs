@@ -4,6 +4,7 @@ use crate::{
     crossing::{self, Crossing, Plan},
     demo::BEYOND_T_B_MS,
     distribution::Distribution,
+    hosts,
     pair::Pair,
     report::{Row, Target},
 };
@@ -100,10 +101,7 @@ pub(super) fn run<'lab>(
 
 /// A pair on hosts that were just switched on.
 fn fresh<'lab>(lab: &'lab Lab, make: &dyn Fn() -> Result<Pair<'lab>>) -> Result<Pair<'lab>> {
-    for host in lab.hosts() {
-        host.power_off()?;
-        host.power_on()?;
-    }
+    hosts::restart(lab)?;
     make()
 }
 
