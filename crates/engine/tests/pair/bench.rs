@@ -18,9 +18,13 @@ use romulus_protocol::{
     timing::Timing,
 };
 use std::{
-    net::{SocketAddr, UdpSocket},
+    net::{Ipv4Addr, SocketAddr},
     os::unix::net::UnixStream,
-    sync::{Arc, Mutex, mpsc},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU16, Ordering},
+        mpsc,
+    },
     thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
@@ -137,10 +141,14 @@ pub(crate) struct Bench {
     server: Option<JoinHandle<()>>,
 }
 
-/// An address on the loopback interface that nobody uses at the moment.
+/// An address on the loopback interface that nobody else uses: a host number made of this
+/// process's id, and a port below those that the kernel gives to clients. One that was only found
+/// free could be taken, by any other process, before it is listened at.
 fn address() -> SocketAddr {
-    let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
-    socket.local_addr().unwrap()
+    static NEXT: AtomicU16 = AtomicU16::new(10_000);
+    let [_, b, c, d] = std::process::id().to_be_bytes();
+    let host = Ipv4Addr::new(127, b + 1, c, d);
+    (host, NEXT.fetch_add(1, Ordering::Relaxed)).into()
 }
 
 const MACHINE: MachineId = MachineId(0x6f);
