@@ -89,6 +89,8 @@ pub struct Welcome {
     pub name: String,
     /// How long the host's kernel runs, in milliseconds.
     pub uptime_ms: u64,
+    /// What its clock said, in microseconds since 1970.
+    pub clock_us: u64,
     /// Whether `/dev/kvm` is there.
     pub kvm: bool,
 }
@@ -268,6 +270,7 @@ mod tests {
             Frame::Welcome(Welcome {
                 name: "h1".into(),
                 uptime_ms: 5000,
+                clock_us: 6_000_000,
                 kvm: true,
             }),
             Frame::Started(42),

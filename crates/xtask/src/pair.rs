@@ -382,35 +382,13 @@ impl<'lab> Pair<'lab> {
         self.run(side)
     }
 
-    /// By how many seconds a host's clock is ahead of ours: good to some milliseconds.
-    ///
-    /// # Errors
-    /// The host can't be reached.
-    pub(crate) fn clock_ahead(&self, side: usize) -> Result<f64> {
-        let mut best: Option<(f64, f64)> = None;
-        for _ in 0..5 {
-            let before = unix_seconds(SystemTime::now());
-            let text = self.sides[side].host.sh("echo $EPOCHREALTIME")?;
-            let after = unix_seconds(SystemTime::now());
-            let there: f64 = text
-                .trim()
-                .parse()
-                .with_context(|| format!("a host gives {text:?} for the time"))?;
-            let took = after - before;
-            if best.is_none_or(|(shortest, _)| took < shortest) {
-                best = Some((took, there - before.midpoint(after)));
-            }
-        }
-        Ok(best.map_or(0.0, |(_, ahead)| ahead))
-    }
-
     /// The steps of the takeover by `side` after a cut.
     ///
     /// # Errors
     /// Logs or clock of the host can't be read.
     pub(crate) fn takeover(&self, side: usize, cut: &Cut) -> Result<Steps> {
         let log = self.running(side)?.messages()?;
-        let ahead = self.clock_ahead(side)?;
+        let ahead = self.sides[side].host.agent().clock_ahead()?;
         Ok(Steps::read(
             &log,
             ahead,

@@ -74,12 +74,15 @@ fn converse(stream: &TcpStream, programs: &Arc<Programs>) -> Result<()> {
 fn welcome() -> io::Result<Welcome> {
     let uptime = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
     let milliseconds = uptime.tv_sec * 1000 + uptime.tv_nsec / 1_000_000;
+    let clock = rustix::time::clock_gettime(rustix::time::ClockId::Realtime);
+    let microseconds = clock.tv_sec * 1_000_000 + clock.tv_nsec / 1000;
     Ok(Welcome {
         name: rustix::system::uname()
             .nodename()
             .to_string_lossy()
             .into_owned(),
         uptime_ms: u64::try_from(milliseconds).unwrap_or(0),
+        clock_us: u64::try_from(microseconds).unwrap_or(0),
         kvm: Path::new("/dev/kvm").try_exists()?,
     })
 }

@@ -329,4 +329,6 @@ fn nonsense_is_answered_and_harms_no_one() {
         Some(Frame::Failed(_))
     ));
     assert!(agent.hello(LIMIT).unwrap().uptime_ms > 0);
+    // It is our own clock.
+    assert!(agent.clock_ahead().unwrap().abs() < 1.0);
 }

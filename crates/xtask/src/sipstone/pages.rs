@@ -263,9 +263,9 @@ const PARTS: &[Part] = &[
             },
             View {
                 form: &REGISTRATIONS,
-                title: "Median response time, by the epochs' length",
+                title: "Median response time before the cut, by the epochs' length",
                 x: "epoch",
-                y: "p50",
+                y: "p50 before",
                 by: &["mode", "transport"],
             },
         ],

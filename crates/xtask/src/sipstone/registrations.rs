@@ -3,8 +3,9 @@
 use super::{Context, signalling::yes, stage::Stage};
 use crate::{
     crossing::{self, Crossing, Plan},
-    pair::Pair,
-    sipp::Transport,
+    distribution::Distribution,
+    pair::{Pair, UnixSeconds},
+    sipp::{Outcome, Transport},
 };
 use anyhow::{Context as _, Result};
 use romulus_telephony::{
@@ -87,7 +88,12 @@ fn lines(place: Place, number: u32, crossing: &Crossing) -> Vec<Line> {
             outcome.wanted.into(),
             (f64::from(outcome.ok) / f64::from(outcome.wanted) * 100.0).into(),
             outcome.retransmissions.into(),
-            outcome.response_ms.median().into(),
+            // The machine is not protected, and so faster, after it.
+            median(outcome, |began| crossing.cut.is_none_or(|cut| began < cut)).into(),
+            median(outcome, |began| {
+                crossing.cut.is_some_and(|cut| began >= cut)
+            })
+            .into(),
             outcome.response_ms.percentile(99.0).into(),
             outcome.response_ms.max().into(),
         ]);
@@ -110,6 +116,12 @@ fn lines(place: Place, number: u32, crossing: &Crossing) -> Vec<Line> {
     ]);
     lines.push(Line::new(&TAKEOVERS, cells));
     lines
+}
+
+/// The median response time in milliseconds of what began at these moments.
+fn median(outcome: &Outcome, when: impl Fn(UnixSeconds) -> bool) -> Option<f64> {
+    let of_these = outcome.answers.iter().filter(|answer| when(answer.began));
+    Distribution::new(of_these.map(|answer| answer.ms).collect()).median()
 }
 
 fn name(transport: Transport) -> &'static str {
