@@ -125,6 +125,13 @@ impl Outcome {
         self.wanted > 0 && self.ok == self.wanted
     }
 
+    /// Answers for which a client would have repeated its request if it came over UDP: T1 is 500 ms (RFC 3261, 17.1.1.1).
+    pub(crate) fn late(&self) -> u32 {
+        const T1_MS: f64 = 500.0;
+        let late = self.answers.iter().filter(|answer| answer.ms > T1_MS);
+        u32::try_from(late.count()).unwrap_or(u32::MAX)
+    }
+
     /// Adds what came of a load that went on at the same time. The calls' numbers are each load's own.
     fn add(&mut self, other: Self) {
         self.wanted += other.wanted;
@@ -186,6 +193,12 @@ pub(crate) fn port() -> u16 {
     20_000 + NEXT.fetch_add(1, Ordering::Relaxed) % 10_000
 }
 
+/// The first of the four ports that SIPp takes for media, whether there is any or not.
+fn media_port() -> u16 {
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    6000 + NEXT.fetch_add(1, Ordering::Relaxed) % 3500 * 4
+}
+
 /// Starts one load from the client of a lab.
 ///
 /// # Errors
@@ -236,6 +249,7 @@ pub(crate) fn start_scenario(
         .args(["-timeout", &format!("{}s", limit.as_secs())])
         .args(["-i", &client.address().to_string()])
         .args(["-p", &port().to_string()])
+        .args(["-mp", &media_port().to_string()])
         .args(["-trace_logs", "-log_file"])
         .arg(folder.path().join(CALLS))
         .args(["-trace_stat", "-fd", "1", "-stf"])
@@ -268,6 +282,8 @@ pub(crate) fn start_scenario(
 /// connection and waits until the other side has seen that (`SO_LINGER`), and does nothing else meanwhile: with a machine whose
 /// output is held, it would soon measure itself.
 const CLOSED_A_SECOND: u32 = 8;
+/// And how many of them there are at most: more would be a load themselves.
+const PARTS_MAX: u32 = 32;
 
 /// Runs one load from the client of a lab and waits for its end.
 ///
@@ -277,7 +293,7 @@ pub(crate) fn register(client: &lab::Client, load: Load<'_>) -> Result<Outcome> 
     if load.transport != Transport::TcpEach || load.rate <= CLOSED_A_SECOND {
         return start(client, load)?.finish();
     }
-    let parts = load.rate.div_ceil(CLOSED_A_SECOND);
+    let parts = load.rate.div_ceil(CLOSED_A_SECOND).min(PARTS_MAX);
     let mut sipps = Vec::new();
     for part in 0..parts.min(load.count) {
         let share = |whole: u32| whole / parts + u32::from(part < whole % parts);

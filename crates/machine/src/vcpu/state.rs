@@ -191,8 +191,14 @@ impl Vcpu {
         let fd = &self.fd;
         let here = self.tsc_khz;
         if state.tsc_khz != 0 && here != 0 && here != state.tsc_khz {
-            fd.set_tsc_khz(state.tsc_khz)
-                .map_err(kvm("KVM_SET_TSC_KHZ"))?;
+            // Within 250 ppm KVM takes any rate.
+            fd.set_tsc_khz(state.tsc_khz).map_err(|errno| {
+                kvm("KVM_SET_TSC_KHZ")(io::Error::other(format!(
+                    "the guest's clock runs at {} kHz, this host's processor at {here} kHz and cannot scale it \
+                     ({errno}): a pair needs processors of one rate, or such that scale (TSC_CONTROL in `romulus doctor`)",
+                    state.tsc_khz
+                )))
+            })?;
             self.tsc_khz = state.tsc_khz;
         }
         ioctl::set_sregs2(fd, &state.sregs).map_err(kvm("KVM_SET_SREGS2"))?;

@@ -260,9 +260,10 @@ fn rates(
     Ok(rates)
 }
 
-/// Whether the server kept up: no failure, and hardly a request sent twice.
+/// Whether the server kept up: no failure, and hardly a request sent twice, or so late that it would have been over UDP.
 pub(crate) fn sustained(outcome: &Outcome) -> bool {
-    outcome.all_ok() && outcome.retransmissions * RETRANSMISSIONS_ONE_IN <= outcome.wanted
+    let late = outcome.late().max(outcome.retransmissions);
+    outcome.all_ok() && late * RETRANSMISSIONS_ONE_IN <= outcome.wanted
 }
 
 fn rows(stable: &Stable<'_>, boots: &Boots, rates: &[Rate]) -> Vec<Row> {
@@ -367,7 +368,7 @@ fn plot(rates: &[Rate]) -> Plot<'static> {
 #[cfg(test)]
 mod tests {
     use super::sustained;
-    use crate::sipp::Outcome;
+    use crate::sipp::{Answer, Outcome};
 
     #[test]
     fn a_rate_is_sustained_without_failures_and_with_hardly_a_retransmission() {
@@ -385,7 +386,19 @@ mod tests {
         }));
         assert!(!sustained(&Outcome {
             retransmissions: 101,
-            ..good
+            ..good.clone()
         }));
+        // Over TCP nothing is sent again.
+        let after = |ms| Answer {
+            call: 1,
+            began: 0.0,
+            ms,
+        };
+        let late = |ms| Outcome {
+            answers: vec![after(ms); 101],
+            ..good.clone()
+        };
+        assert!(sustained(&late(499.0)));
+        assert!(!sustained(&late(501.0)));
     }
 }

@@ -198,7 +198,8 @@ struct Part {
 const PARTS: &[Part] = &[
     Part {
         title: "1. Signalling: what it costs",
-        text: "One registration a call, at rates stepped up until more than a tenth of the requests had to be sent again or one was not answered. \
+        text: "One registration a call, at rates stepped up until more than a tenth of the requests had to be sent again, or would have been over UDP \
+               (no answer within 500 ms), or one was not answered. \
                The guest's share is what its own kernel counts; romulus's threads are told by their names; a host's share is all that its kernel did, \
                bridge and software interrupts included. CPU seconds per 1000 registrations are of the whole host while the load went on.",
         forms: &[&CAPACITY, &SIGNALLING],
