@@ -101,11 +101,11 @@ fn encrypted(case: &Case, mode: &str) -> Result<()> {
             protection.mode = Some(mode.to_owned());
         }
     })?;
-    let mut call = EncryptedCall::begin(case.lab.client(), tree(&case.assets)?)?;
+    let call = EncryptedCall::begin(case.lab.client(), tree(&case.assets)?)?;
     let cut = pair.cut_power(0)?;
     pair.wait_runs(1)?;
-    call.hear_more()?;
-    eprintln!("{}", call.end()?.goes_on_encrypted(unix_seconds(cut.at))?);
+    let wire = call.finish()?;
+    eprintln!("{}", wire.goes_on_encrypted(unix_seconds(cut.at))?);
     Ok(())
 }
 
@@ -140,11 +140,18 @@ impl EncryptedCall {
         })
     }
 
-    /// Both hear each other, encrypted, for some seconds more.
+    /// Both hear each other, encrypted, for some seconds more; then the call is ended in order. Gives what the wire showed.
     ///
     /// # Errors
-    /// They don't.
-    pub(crate) fn hear_more(&mut self) -> Result<()> {
+    /// They don't, or it does not end: then what the wire showed is said.
+    pub(crate) fn finish(mut self) -> Result<Wire> {
+        let ended = self.hear_more().and_then(|()| self.hang_up());
+        let wire = Wire::read(&self.handshakes.finish()?, &self.media.finish()?)?;
+        ended.with_context(|| wire.summary())?;
+        Ok(wire)
+    }
+
+    fn hear_more(&mut self) -> Result<()> {
         for phone in [&mut self.alice, &mut self.bob] {
             let before = phone.audio()?.context("the call has ended")?.received;
             hears_more(phone, Media::Encrypted, before)?;
@@ -152,14 +159,9 @@ impl EncryptedCall {
         Ok(())
     }
 
-    /// Ends the call in order, and gives what the wire showed.
-    ///
-    /// # Errors
-    /// It does not end.
-    pub(crate) fn end(mut self) -> Result<Wire> {
+    fn hang_up(&mut self) -> Result<()> {
         self.alice.hang_up()?;
-        self.bob.wait_audio("over", SOON, |audio| audio.is_none())?;
-        Wire::read(&self.handshakes.finish()?, &self.media.finish()?)
+        self.bob.wait_audio("over", SOON, |audio| audio.is_none())
     }
 }
 
@@ -217,6 +219,20 @@ impl Wire {
             streams,
             lengths,
         })
+    }
+
+    /// The streams, for people: from when to when they were seen.
+    fn summary(&self) -> String {
+        let times = || self.streams.values().flatten().copied();
+        let zero = times().fold(f64::INFINITY, f64::min);
+        let stream = |((from, to), times): (&(String, String), &Vec<f64>)| {
+            let at = |time: Option<&f64>| time.map_or(0.0, |time| time - zero);
+            let (first, last) = (at(times.first()), at(times.last()));
+            let count = times.len();
+            format!("{from} to {to}: {count} packets from {first:.1} to {last:.1} s")
+        };
+        let streams: Vec<String> = self.streams.iter().map(stream).collect();
+        format!("media on the wire: {}", streams.join("; "))
     }
 
     /// Checks that one call between two phones went through the relay, in packets of these lengths, before `moment` and after
@@ -322,6 +338,9 @@ mod tests {
     fn a_call_that_goes_on_as_it_was_passes() {
         let said = wire(&[99.0, 99.5], 4, 182, 110.0).goes_on_encrypted(105.0);
         let said = said.unwrap();
+        let all = wire(&[], 1, 182, 110.0).summary();
+        let expected = "192.0.2.254.10000 to 192.0.2.100.30000: 485 packets from 0.0 to 10.0 s";
+        assert_eq!(all, format!("media on the wire: {expected}"));
         assert!(
             said.starts_with("2 datagrams of DTLS") && said.ends_with("320 ms"),
             "{said}"
