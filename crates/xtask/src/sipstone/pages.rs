@@ -146,9 +146,26 @@ struct View {
     x: &'static str,
     y: &'static str,
     by: &'static [&'static str],
+    /// Only rows in which these columns say this, or nothing where it is empty.
+    only: &'static [(&'static str, &'static str)],
 }
 
+/// Rows with epochs of Romulus's choice, whose host stayed.
+const CALM: &[(&str, &str)] = &[("epoch", ""), ("power cut", "no")];
+
 impl View {
+    fn shows(&self, row: &[Cell]) -> bool {
+        let says = |(name, text): &(&str, &str)| {
+            let columns = self.form.columns.iter().zip(row);
+            let mut found = columns.filter(|(column, _)| column.name == *name);
+            found.next().is_some_and(|(_, cell)| match cell {
+                Cell::Missing(()) => text.is_empty(),
+                cell => cell.text() == *text,
+            })
+        };
+        self.only.iter().all(says)
+    }
+
     /// The plot, if there is anything to be seen.
     fn draw(&self, tables: &[Table]) -> Result<Option<Figure>> {
         let Some(table) = tables
@@ -157,7 +174,7 @@ impl View {
         else {
             return Ok(None);
         };
-        let series = table.series(self.x, self.y, self.by, |_| true);
+        let series = table.series(self.x, self.y, self.by, |row| self.shows(row));
         if series.is_empty() {
             return Ok(None);
         }
@@ -210,6 +227,7 @@ const PARTS: &[Part] = &[
                 x: "rate",
                 y: "primary host",
                 by: &["mode", "transport"],
+                only: &[],
             },
             View {
                 form: &SIGNALLING,
@@ -217,6 +235,7 @@ const PARTS: &[Part] = &[
                 x: "rate",
                 y: "guest",
                 by: &["mode", "transport"],
+                only: &[],
             },
             View {
                 form: &SIGNALLING,
@@ -224,6 +243,7 @@ const PARTS: &[Part] = &[
                 x: "rate",
                 y: "primary per 1000",
                 by: &["mode", "transport"],
+                only: &[],
             },
             View {
                 form: &SIGNALLING,
@@ -231,6 +251,7 @@ const PARTS: &[Part] = &[
                 x: "rate",
                 y: "backup host",
                 by: &["mode", "transport"],
+                only: &[],
             },
             View {
                 form: &SIGNALLING,
@@ -238,6 +259,7 @@ const PARTS: &[Part] = &[
                 x: "rate",
                 y: "p50",
                 by: &["mode", "transport"],
+                only: &[],
             },
         ],
     },
@@ -254,6 +276,7 @@ const PARTS: &[Part] = &[
                 x: "epoch",
                 y: "answered",
                 by: &["mode", "transport"],
+                only: &[],
             },
             View {
                 form: &REGISTRATIONS,
@@ -261,6 +284,7 @@ const PARTS: &[Part] = &[
                 x: "epoch",
                 y: "longest",
                 by: &["mode", "transport"],
+                only: &[],
             },
             View {
                 form: &REGISTRATIONS,
@@ -268,6 +292,7 @@ const PARTS: &[Part] = &[
                 x: "epoch",
                 y: "p50 before",
                 by: &["mode", "transport"],
+                only: &[],
             },
         ],
     },
@@ -283,28 +308,32 @@ const PARTS: &[Part] = &[
                 title: "99 of 100 packets took at most, by calls",
                 x: "calls",
                 y: "delay p99",
-                by: &["mode", "epoch", "power cut"],
+                by: &["mode"],
+                only: CALM,
             },
             View {
                 form: &MEDIA,
                 title: "Loss, by calls",
                 x: "calls",
                 y: "lost",
-                by: &["mode", "epoch", "power cut"],
+                by: &["mode"],
+                only: CALM,
             },
             View {
                 form: &MEDIA,
                 title: "Jitter, by calls",
                 x: "calls",
                 y: "jitter",
-                by: &["mode", "epoch", "power cut"],
+                by: &["mode"],
+                only: CALM,
             },
             View {
                 form: &MEDIA,
                 title: "Mean opinion score, by calls",
                 x: "calls",
                 y: "MOS",
-                by: &["mode", "epoch", "power cut"],
+                by: &["mode"],
+                only: CALM,
             },
             View {
                 form: &MEDIA,
@@ -312,6 +341,7 @@ const PARTS: &[Part] = &[
                 x: "epoch",
                 y: "delay p99",
                 by: &["mode", "power cut"],
+                only: &[],
             },
             View {
                 form: &MEDIA,
@@ -319,6 +349,7 @@ const PARTS: &[Part] = &[
                 x: "epoch",
                 y: "MOS",
                 by: &["mode", "power cut"],
+                only: &[],
             },
         ],
     },
@@ -343,6 +374,7 @@ const PARTS: &[Part] = &[
                 x: "rate",
                 y: "failed",
                 by: &["test", "mode"],
+                only: &[],
             },
             View {
                 form: &STONES,
@@ -350,6 +382,7 @@ const PARTS: &[Part] = &[
                 x: "rate",
                 y: "p95",
                 by: &["test", "mode"],
+                only: &[],
             },
         ],
     },
@@ -387,8 +420,8 @@ fn sections(tables: &[Table], promised: Table) -> Result<Vec<Section>> {
 
 #[cfg(test)]
 mod tests {
-    use super::PARTS;
-    use romulus_telephony::sipstone::tables::FORMS;
+    use super::{CALM, PARTS, View};
+    use romulus_telephony::{report::Cell, sipstone::tables::FORMS, sipstone::tables::MEDIA};
 
     #[test]
     fn every_table_has_its_part_and_every_plot_its_columns() {
@@ -400,7 +433,8 @@ mod tests {
             );
         }
         for view in PARTS.iter().flat_map(|part| part.views) {
-            for name in [view.x, view.y].iter().chain(view.by) {
+            let only = view.only.iter().map(|(name, _)| name);
+            for name in [view.x, view.y].iter().chain(view.by).chain(only) {
                 assert!(
                     view.form.columns.iter().any(|column| column.name == *name),
                     "{}: {name}",
@@ -408,5 +442,21 @@ mod tests {
                 );
             }
         }
+    }
+
+    #[test]
+    fn a_plot_shows_only_the_rows_that_it_is_of() {
+        let view = View {
+            form: &MEDIA,
+            title: "",
+            x: "calls",
+            y: "lost",
+            by: &[],
+            only: CALM,
+        };
+        let row = |epoch: Cell, cut: &str| ["split".into(), epoch, 1.0.into(), cut.into()];
+        assert!(view.shows(&row(Cell::Missing(()), "no")));
+        assert!(!view.shows(&row(Cell::Missing(()), "yes")));
+        assert!(!view.shows(&row(25.0.into(), "no")));
     }
 }
