@@ -54,10 +54,7 @@ impl Agent {
     pub(crate) fn hello(&self, limit: Duration) -> Result<Welcome> {
         let stream = self.ask(Request::Hello)?;
         stream.set_read_timeout(Some(limit))?;
-        match Frame::read(&*stream)? {
-            Some(Frame::Welcome(welcome)) => Ok(welcome),
-            answer => Err(unexpected(answer)),
-        }
+        welcomed(&stream)
     }
 
     /// By how many seconds the clock of where the agent runs is ahead of ours: good to half of the shortest of a few
@@ -74,9 +71,7 @@ impl Agent {
             thread::sleep(Duration::from_millis(20));
             let (began, ours) = (Instant::now(), SystemTime::now());
             Frame::Request(Request::Hello).write(&*stream)?;
-            let Some(Frame::Welcome(welcome)) = Frame::read(&*stream)? else {
-                bail!("{} does not say what its clock says", self.dial.name());
-            };
+            let welcome = welcomed(&stream)?;
             let took = began.elapsed();
             if best.is_none_or(|(shortest, _)| took < shortest) {
                 let ours = ours.duration_since(SystemTime::UNIX_EPOCH)? + took / 2;
@@ -238,6 +233,14 @@ impl Agent {
 fn done(stream: &TcpStream) -> Result<u32> {
     match Frame::read(stream)? {
         Some(Frame::Done(value)) => Ok(value),
+        answer => Err(unexpected(answer)),
+    }
+}
+
+/// The answer to `Hello`.
+fn welcomed(stream: &TcpStream) -> Result<Welcome> {
+    match Frame::read(stream)? {
+        Some(Frame::Welcome(welcome)) => Ok(welcome),
         answer => Err(unexpected(answer)),
     }
 }
