@@ -8,6 +8,14 @@ const KVM_FEATURES: u32 = 0x4000_0001;
 /// Asynchronous page faults, in their three bits: the host would write into a guest that is paused.
 const ASYNC_PAGE_FAULTS: u32 = 1 << 4 | 1 << 10 | 1 << 14;
 
+/// Leaf 1 ECX: Intel's virtualisation. A guest that runs guests of its own has state in the kernel that is not captured.
+const VMX: u32 = 1 << 5;
+/// Leaf `0x8000_0001` ECX: AMD's, likewise, with its secure start.
+const SVM: u32 = 1 << 2 | 1 << 12;
+/// Leaf 7 EBX: enclaves, whose memory nobody else can read.
+const SGX: u32 = 1 << 2;
+/// Leaf 7 ECX: enclaves' launch control.
+const SGX_LC: u32 = 1 << 30;
 /// Leaf 1 ECX: the local APIC's timer can be set to a TSC value. KVM has it, but does not say so here.
 const TSC_DEADLINE: u32 = 1 << 24;
 /// Leaf 1 ECX: there is a hypervisor.
@@ -28,7 +36,7 @@ pub(crate) fn common(supported: &[kvm_cpuid_entry2], vcpus: u8) -> Vec<kvm_cpuid
         match e.function {
             1 => {
                 e.ebx = e.ebx & 0xff | CACHE_LINE | n << 16;
-                e.ecx |= HYPERVISOR | TSC_DEADLINE;
+                e.ecx = e.ecx & !VMX | HYPERVISOR | TSC_DEADLINE;
                 e.edx = if n > 1 { e.edx | HTT } else { e.edx & !HTT };
             }
             // Intel's caches: those beyond the second level are shared by all, the others by nobody.
@@ -37,6 +45,10 @@ pub(crate) fn common(supported: &[kvm_cpuid_entry2], vcpus: u8) -> Vec<kvm_cpuid
                 let sharing = if level > 2 { n - 1 } else { 0 };
                 e.eax = e.eax & 0x3fff | sharing << 14 | (n - 1) << 26;
             }
+            7 if e.index == 0 => (e.ebx, e.ecx) = (e.ebx & !SGX, e.ecx & !SGX_LC),
+            // Enclaves; AMD's virtualisation; encrypted memory.
+            0x12 | 0x8000_000a | 0x8000_001f => (e.eax, e.ebx, e.ecx, e.edx) = (0, 0, 0, 0),
+            0x8000_0001 => e.ecx &= !SVM,
             // No performance counters: they cost exits and cannot be carried exactly.
             0xa => (e.eax, e.ebx, e.ecx, e.edx) = (0, 0, 0, 0),
             // Topology comes below.
@@ -118,12 +130,17 @@ mod tests {
         };
         vec![
             leaf(0, 0x1f, 0, 0, 0),
-            leaf(1, 0, 0x2f40_0842, 0, HTT),
+            leaf(1, 0, 0x2f40_0842, VMX | 1, HTT),
+            leaf(7, 0, u32::MAX, u32::MAX, u32::MAX),
+            leaf(0x12, 1, 1, 1, 1),
             leaf(4, 0xfc00_4121, 0, 0, 0),
             leaf(0xa, 7, 7, 7, 7),
             leaf(0xb, 1, 2, 0x100, 47),
             leaf(0x1f, 1, 2, 0x100, 47),
             leaf(KVM_FEATURES, u32::MAX, 0, 0, 0),
+            leaf(0x8000_0001, 0, 0, SVM | 1, 1),
+            leaf(0x8000_000a, 1, 1, 1, 1),
+            leaf(0x8000_001f, 1, 1, 1, 1),
             leaf(0x8000_001e, 47, 0x117, 3, 0),
         ]
     }
@@ -179,5 +196,15 @@ mod tests {
         let common = common(&host(), 1);
         assert_eq!(find(&common, KVM_FEATURES, 0).eax & ASYNC_PAGE_FAULTS, 0);
         assert_eq!(find(&common, 0xa, 0).eax, 0);
+        // Virtualisation, enclaves and encrypted memory; what stands beside them stays.
+        for leaf in [0x12, 0x8000_000a, 0x8000_001f] {
+            let e = find(&common, leaf, 0);
+            assert_eq!([e.eax, e.ebx, e.ecx, e.edx], [0; 4], "{leaf:#x}");
+        }
+        assert_eq!(find(&common, 1, 0).ecx & (VMX | 1), 1);
+        assert_eq!(find(&common, 0x8000_0001, 0).ecx, 1);
+        let features = find(&common, 7, 0);
+        assert_eq!((features.ebx, features.ecx), (!SGX, !SGX_LC));
+        assert_eq!(features.edx, u32::MAX);
     }
 }
