@@ -79,8 +79,10 @@ fn main() -> ExitCode {
         Command::Fuzz(args) => fuzz::run(&args),
         Command::Guest(args) => guest::run(args).map(|()| ExitCode::SUCCESS),
         Command::Lab(args) => lab::run(args).map(|()| ExitCode::SUCCESS),
-        Command::Scenario(args) => scenarios::run(&args),
-        Command::Course(args) => scenarios::table::run(&args),
+        Command::Scenario(args) => process::end_with_parent().and_then(|()| scenarios::run(&args)),
+        Command::Course(args) => {
+            process::end_with_parent().and_then(|()| scenarios::table::run(&args))
+        }
     };
     outcome.unwrap_or_else(|error| {
         // One line with all causes: a backtrace of a lab's fault says nothing.

@@ -12,6 +12,16 @@ use std::{
 /// The program that runs now, also when its file has been replaced by a newer build meanwhile.
 pub(crate) const THIS_PROGRAM: &str = "/proc/self/exe";
 
+/// From now on this process is killed when the thread that started it ends, however that happens: a job of a test does not go on
+/// where the test was killed.
+///
+/// # Errors
+/// The operating system refuses.
+pub(crate) fn end_with_parent() -> Result<()> {
+    rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))
+        .context("asking to end with the process that started this one")
+}
+
 /// Runs a program and collects what it prints. One that runs longer than `limit` is killed.
 ///
 /// # Errors
