@@ -46,11 +46,11 @@ pub(crate) fn common(supported: &[kvm_cpuid_entry2], vcpus: u8) -> Vec<kvm_cpuid
                 e.eax = e.eax & 0x3fff | sharing << 14 | (n - 1) << 26;
             }
             7 if e.index == 0 => (e.ebx, e.ecx) = (e.ebx & !SGX, e.ecx & !SGX_LC),
-            // Enclaves; AMD's virtualisation; encrypted memory.
-            0x12 | 0x8000_000a | 0x8000_001f => (e.eax, e.ebx, e.ecx, e.edx) = (0, 0, 0, 0),
             0x8000_0001 => e.ecx &= !SVM,
-            // No performance counters: they cost exits and cannot be carried exactly.
-            0xa => (e.eax, e.ebx, e.ecx, e.edx) = (0, 0, 0, 0),
+            // No performance counters: they cost exits and cannot be carried exactly. Enclaves; AMD's virtualisation; encrypted memory.
+            0xa | 0x12 | 0x8000_000a | 0x8000_001f => {
+                (e.eax, e.ebx, e.ecx, e.edx) = (0, 0, 0, 0);
+            }
             // Topology comes below.
             0xb | 0x1f | 0x8000_0026 => continue,
             KVM_FEATURES => e.eax &= !ASYNC_PAGE_FAULTS,
