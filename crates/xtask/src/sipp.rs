@@ -32,6 +32,8 @@ const CALLS: &str = "calls.csv";
 const STATISTICS: &str = "statistics.csv";
 /// What it says of calls that failed.
 const FAILURES: &str = "failures.log";
+/// What that begins with.
+const HEADING: &str = "The following events occurred:";
 const ERRORS: &str = "errors";
 
 /// How SIPp uses connections.
@@ -397,7 +399,9 @@ impl Sipp {
         let code = status.code();
         if !matches!(code, Some(0 | 1)) || outcome.tried == 0 {
             let said = read(ERRORS);
-            let last = said.lines().rev().find(|line| !line.trim().is_empty());
+            // What points to the log of failures is left out: that goes with the folder, and its first line is told anyway.
+            let told = |line: &&str| !line.trim().is_empty() && !line.contains(FAILURES);
+            let last = said.lines().rev().find(told);
             outcome.complaint = Some(format!(
                 "{} ({})",
                 last.unwrap_or("no message").trim(),
@@ -474,10 +478,18 @@ fn parse_retransmissions(statistics: &str) -> Option<u32> {
     lines.last()?.split(';').nth(column)?.trim().parse().ok()
 }
 
-/// The first line about a call that was given up, without its time (tabs and the numbers of a clock before it).
+/// The first line about a call that was given up, or else about anything, without its time (tabs and the numbers of a clock before it).
 fn parse_failure(failures: &str) -> Option<String> {
-    let line = failures.lines().find(|line| line.contains("Aborting"))?;
-    Some(line[line.find("Aborting")?..].trim().to_owned())
+    if let Some((_, told)) = failures.split_once("Aborting") {
+        let rest = told.lines().next().unwrap_or_default();
+        return Some(format!("Aborting{rest}").trim().to_owned());
+    }
+    let event = failures
+        .lines()
+        .filter_map(|line| line.splitn(3, '\t').nth(2)?.split_once(": "))
+        .map(|(_, event)| event.trim())
+        .find(|event| !event.is_empty() && *event != HEADING)?;
+    Some(event.trim_end_matches(':').to_owned())
 }
 
 /// The usual SIP port of a guest at `address`.
@@ -528,9 +540,12 @@ mod tests {
             told.starts_with("Aborting call") && told.ends_with("500"),
             "{told}"
         );
+        let heading = "2026-11-29\t12:00:00.000000\t1.0: The following events occurred:\n";
+        assert_eq!(parse_failure(heading), None);
+        let other = "2026-11-29\t12:00:01.000000\t2.0: Discarding message of no call: \nSIP/2.0 200\tOK: x\n";
         assert_eq!(
-            parse_failure("2026\t: The following events occurred:\n"),
-            None
+            parse_failure(&format!("{heading}{other}")).as_deref(),
+            Some("Discarding message of no call")
         );
     }
 
