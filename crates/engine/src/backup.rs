@@ -35,6 +35,10 @@ const OUTPUT: usize = 2 * RESENT_MAX;
 /// Bytes of input that are kept at most.
 const INPUT: usize = 8 << 20;
 
+/// How long frames are taken from the runner before, once the machine runs here: what reaches it in the moment in which the network
+/// learns of the move.
+const LATE: Duration = Duration::from_secs(1);
+
 /// How often whoever waits looks whether the process ends.
 const LOOK: Duration = Duration::from_millis(50);
 
@@ -68,6 +72,8 @@ struct Inner {
     cards: usize,
     output: KeptOutput,
     input: KeptInput,
+    /// This host runs the machine from what this session brought; and until when it takes frames from there.
+    late: Option<(SessionId, Time)>,
     /// The replica is being rehearsed.
     rehearsal: Option<Arc<Stage>>,
 }
@@ -159,6 +165,7 @@ impl Backup {
                 cards,
                 output: KeptOutput::new(OUTPUT),
                 input: KeptInput::new(INPUT),
+                late: None,
                 rehearsal: None,
             }),
             changed: Condvar::new(),
@@ -186,6 +193,7 @@ impl Backup {
             inner.stop_rehearsal();
             inner.replica = Some(replica.with_disks(inner.disks.lengths()?));
             inner.session = Some(session);
+            inner.late = None;
             inner.output.clear();
             inner.input.clear();
             Ok(())
@@ -219,7 +227,10 @@ impl Backup {
 
     /// Drops the replica. The machine stays ready for the next.
     pub(crate) fn discard(&self) {
-        self.change(Inner::drop_replica);
+        self.change(|inner| {
+            inner.drop_replica();
+            inner.late = None;
+        });
     }
 
     /// Waits until there is a machine that can take a replica; false if it cannot be had, or the
@@ -332,21 +343,36 @@ impl Backup {
         Ok(())
     }
 
-    /// The primary has read a frame for the guest.
-    pub(crate) fn frame(&self, session: SessionId, number: u64, card: usize, bytes: Vec<u8>) {
+    /// The primary has read a frame for the guest. It is given back if the guest runs here already, and is to get it.
+    pub(crate) fn frame(
+        &self,
+        session: SessionId,
+        number: u64,
+        card: usize,
+        bytes: Vec<u8>,
+    ) -> Option<Vec<u8>> {
         let mut inner = self.lock();
-        if inner.session == Some(session) && card < inner.cards {
+        if card >= inner.cards {
+            return None;
+        }
+        if inner.session == Some(session) {
             match &inner.rehearsal {
                 Some(stage) => stage.give(card, &bytes),
                 None => self.heard.store(true, Ordering::Relaxed),
             }
             inner.input.arrived(number, card, bytes, clock::now().0);
+            return None;
         }
+        let late = (inner.late).is_some_and(|(of, until)| of == session && clock::now() < until);
+        late.then_some(bytes)
     }
 
-    /// Takes out what was on its way beside the newest commit.
+    /// Takes out what was on its way beside the newest commit: the machine is about to run here. What the runner before passes on
+    /// from now on comes [late](Self::frame).
     pub(crate) fn take_in_flight(&self) -> InFlight {
         let (mut inner, now) = (self.lock(), clock::now().0);
+        let late = |session| (session, Time(now) + LATE);
+        inner.late = inner.session.take().map(late);
         let output = inner.output.frames(now).into_iter();
         let output = output.map(|(card, frame)| (card, frame.to_vec())).collect();
         inner.output.clear();

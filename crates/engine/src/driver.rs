@@ -41,6 +41,12 @@ const STAGING: usize = 4096;
 /// milliseconds.
 const WARM: usize = 4096;
 
+/// From one look for frames that have come for a guest that rests to the next: a request waits so long beside what the
+/// switchover takes anyway.
+const LISTEN: Duration = Duration::from_millis(1);
+/// How many of them are taken with one look: a flood is not to hold this thread up.
+const FRAMES: usize = 64;
+
 /// The session that is being filled.
 struct Session {
     id: SessionId,
@@ -84,6 +90,8 @@ pub(crate) struct Driver {
     reset: bool,
     /// A switchover wants the guest to rest.
     rest: Rest,
+    /// The guest stands since it came to rest, and what comes for it is passed on.
+    listens: bool,
     /// The guest ended for good: why.
     over: Option<Ended>,
     turned: Time,
@@ -146,6 +154,7 @@ impl Driver {
             trying: None,
             reset: false,
             rest: Rest::No,
+            listens: false,
             over: None,
             turned: Time(0),
             rehearsals,
@@ -178,6 +187,7 @@ impl Driver {
                 return ended;
             }
             self.announce();
+            self.listen();
             if self.reset
                 && self.node.output.is_free()
                 && let Flow::End(ended) = self.check(|driver| driver.go_on(None))
@@ -198,12 +208,16 @@ impl Driver {
     fn deadline(&self) -> Time {
         let mut deadline = self.turned + self.pace();
         if let Some(session) = &self.session
+            && matches!(self.held, Held::Running(_))
             && let Some(end) = session.control.end(self.node.output.holding())
         {
             deadline = deadline.min(end);
         }
         if let Some(next) = self.announcing.next() {
             deadline = deadline.min(Time(next));
+        }
+        if self.listens {
+            deadline = deadline.min(clock::now() + LISTEN);
         }
         deadline
     }
@@ -242,6 +256,35 @@ impl Driver {
         }
     }
 
+    /// Passes on what comes for a guest that stands for a switchover. Whoever will run it begins with that; and if it comes to
+    /// nothing, the guest gets it here.
+    fn listen(&mut self) {
+        if !self.listens {
+            return;
+        }
+        match &self.held {
+            Held::Paused(paused) => {
+                paused.take_in(FRAMES);
+            }
+            _ => self.set_listens(false),
+        }
+    }
+
+    /// The host that handed the machine over has read this frame from its tap before clients knew of the move.
+    fn late(&mut self, card: usize, frame: &[u8]) {
+        match &self.held {
+            Held::Running(machine) => machine.inject(card, frame),
+            Held::Paused(paused) => paused.inject(card, frame),
+            Held::Nothing | Held::Ready(_) => return,
+        }
+        self.node.input.gave_again(1);
+    }
+
+    fn set_listens(&mut self, listens: bool) {
+        self.listens = listens;
+        self.node.input.pass_on_media(listens);
+    }
+
     fn announce(&mut self) {
         if self.announcing.due(clock::now().0) {
             let count = self.node.output.announce();
@@ -266,6 +309,7 @@ impl Driver {
             Order::Built(life, built) => return self.built(life, *built),
             Order::Ready => self.be_ready(),
             Order::Tried(session, outcome) => self.tried(session, *outcome),
+            Order::Late(card, frame) => self.late(card, &frame),
             Order::Acknowledged => self.acknowledged(),
             Order::Exited(life, exit) => return self.exited(life, exit),
             Order::Stop => self.node.handle(Event::Stop),
@@ -451,6 +495,8 @@ impl Driver {
             After::Rests(paused) => {
                 self.held = Held::Paused(paused);
                 self.rest = Rest::Rests(ended);
+                let listens = (self.session.as_ref()).is_some_and(|session| session.passing_on);
+                self.set_listens(listens);
             }
         }
         self.turn();
@@ -492,6 +538,7 @@ impl Driver {
         self.wanted = None;
         self.reset = false;
         self.rest = Rest::No;
+        self.set_listens(false);
         self.disks.set_active(false);
         self.announcing.stop();
         self.node.output.clear();

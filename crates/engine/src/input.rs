@@ -12,7 +12,7 @@ use romulus_network::{
 use romulus_protocol::{id::SessionId, message::Message};
 use std::sync::{
     Arc, Mutex,
-    atomic::{AtomicU64, Ordering},
+    atomic::{AtomicBool, AtomicU64, Ordering},
 };
 
 /// Bytes at the end of the virtio-net header that a tap leaves as they were.
@@ -35,6 +35,8 @@ pub(crate) struct Input {
     /// The number of the next frame. It never falls, so that a session's numbers rise.
     next: AtomicU64,
     to: Mutex<Option<(SessionId, Arc<Outbox>)>>,
+    /// Media is passed on, too.
+    media: AtomicBool,
     passed_on: AtomicU64,
     skipped: AtomicU64,
     given_again: AtomicU64,
@@ -49,6 +51,11 @@ impl Input {
     /// From now on frames are passed on to this session's backup.
     pub(crate) fn pass_on(&self, session: SessionId, outbox: Arc<Outbox>) {
         *lock(&self.to) = Some((session, outbox));
+    }
+
+    /// Whether media is passed on, too. Where the backup runs the machine in a moment it is still heard; after a failure it is not.
+    pub(crate) fn pass_on_media(&self, media: bool) {
+        self.media.store(media, Ordering::Relaxed);
     }
 
     /// Frames are passed on to nobody.
@@ -71,7 +78,7 @@ impl Input {
     }
 }
 
-/// Whether a frame is of use after a takeover. Media is not: it would come in a burst, later than any ear waits, and it is
+/// Whether a frame is of use after a failure. Media is not: it would come in a burst, later than any ear waits, and it is
 /// most of what a relay gets.
 fn is_worth_it(frame: &dyn Incoming) -> bool {
     let mut glance = [0; HEADER + GLANCE];
@@ -89,7 +96,7 @@ impl Inlet for Input {
         let (Some((session, outbox)), Ok(card)) = (&*to, u16::try_from(card)) else {
             return;
         };
-        if !is_worth_it(frame) {
+        if !self.media.load(Ordering::Relaxed) && !is_worth_it(frame) {
             return;
         }
         let mut bytes = vec![0; frame.length()];

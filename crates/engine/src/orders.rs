@@ -48,6 +48,8 @@ pub(crate) enum Order {
     Built(u64, Box<Result<Paused, Error>>),
     /// The trial load is over: the machine, and how it went.
     Tried(SessionId, Box<(Paused, Result<(), Error>)>),
+    /// The runner before has passed on a frame for this card, after this host took the machine over.
+    Late(usize, Vec<u8>),
     /// The backup has answered.
     Acknowledged,
     /// The guest ended by itself; the number says in which life.

@@ -206,7 +206,10 @@ impl Links {
                     card,
                     bytes,
                 } => {
-                    self.backup.frame(session, number, card.into(), bytes);
+                    let card = usize::from(card);
+                    if let Some(late) = self.backup.frame(session, number, card, bytes) {
+                        self.node.orders.push(Order::Late(card, late));
+                    }
                     Ok(())
                 }
                 Message::Checkpoint(checkpoint) => {

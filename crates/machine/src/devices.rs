@@ -417,6 +417,19 @@ impl Devices {
         }
     }
 
+    /// [`Self::inject`] while the devices work.
+    pub fn inject_now(&self, card: usize, frame: &[u8]) {
+        self.inject(card, frame);
+        // It fails only when the counter is full, and then the thread is awake anyway.
+        let _ = self.look.write(1);
+    }
+
+    /// Takes frames in that have come for the cards. Only while quiesced. See [`crate::Paused::take_in`].
+    pub fn take_in(&self, frames: usize) -> usize {
+        let of_card = |card: &Arc<Function>| card.lock().take_in(frames);
+        self.cards.iter().map(of_card).sum()
+    }
+
     /// Lets the devices work: starts their threads at the first call, and wakes them after [`Self::quiesce`].
     /// Every queue is looked at once (a doorbell is not saved state) and, after [`Self::restore`], interrupts still
     /// pending are raised again. (After a mere pause none can be missing: raising one is synchronous.)

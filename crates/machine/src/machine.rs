@@ -225,6 +225,13 @@ impl Paused {
         self.core.devices.open_taps()
     }
 
+    /// Takes frames in that have come for the guest while it stands, so many of each card at most: the machine's
+    /// [`Inlet`](crate::Inlet) learns of them as of all others, and the guest gets them first when it goes on, like what is
+    /// [injected](Self::inject). Some hundreds wait so at most. Returns how many were taken.
+    pub fn take_in(&self, frames: usize) -> usize {
+        self.core.devices.take_in(frames)
+    }
+
     /// Gives card number `card` (in the order of the configuration) a frame that its guest gets before anything from the tap,
     /// with its virtio-net header in front, as a tap would give it. A frame that the card could not have received, or for
     /// a card that is not there, is dropped. Until the guest has room for it, it is no part of captured state.
@@ -487,6 +494,11 @@ impl Machine {
             },
             forgive: false,
         })
+    }
+
+    /// As [`Paused::inject`], while the guest runs.
+    pub fn inject(&self, card: usize, frame: &[u8]) {
+        self.core.devices.inject_now(card, frame);
     }
 
     /// The machine's memory. While the guest runs, pages that are read may be torn.

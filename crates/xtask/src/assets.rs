@@ -110,8 +110,37 @@ pub(crate) struct Assets {
     pub(crate) witness: Option<PathBuf>,
     /// baresip with all that it needs, where it was asked for.
     pub(crate) softphone: Option<PathBuf>,
+    /// etcd, where it was asked for.
+    pub(crate) etcd: Option<Etcd>,
     /// Guests that were built.
     guests: Vec<Guest>,
+}
+
+/// The programs of etcd (Debian packages `etcd-server` and `etcd-client`). The first brings a service, so both are unpacked and not
+/// installed.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Etcd {
+    /// A node.
+    pub(crate) node: PathBuf,
+    /// etcdctl, the operator's command.
+    pub(crate) control: PathBuf,
+}
+
+impl Etcd {
+    /// Fetches what is missing.
+    ///
+    /// # Errors
+    /// The packages can't be had.
+    pub(crate) fn prepare(progress: &Progress) -> Result<Self> {
+        let program = |package: &str, name: &str| -> Result<PathBuf> {
+            let folder = images::unpacked(package, Suite::Bookworm, progress)?;
+            Ok(folder.join("usr/bin").join(name))
+        };
+        Ok(Self {
+            node: program("etcd-server", "etcd")?,
+            control: program("etcd-client", "etcdctl")?,
+        })
+    }
 }
 
 /// A guest's image, built.
@@ -135,15 +164,24 @@ pub(crate) struct Guest {
     pub(crate) memory_mib: u32,
 }
 
+/// Something that only some jobs need.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Extra {
+    /// The whole-memory audit.
+    Audit,
+    /// A witness in a guest.
+    Witness,
+    /// Softphones.
+    Softphone,
+    /// An arbiter's etcd.
+    Etcd,
+}
+
 /// What a job asks for.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Wanted<'a> {
-    /// Whether it runs the audit.
-    pub(crate) audit: bool,
-    /// Whether it has a witness in a guest.
-    pub(crate) witness: bool,
-    /// Whether it has softphones.
-    pub(crate) softphone: bool,
+    /// What it needs beyond what every lab does.
+    pub(crate) extras: &'a [Extra],
     /// The guests.
     pub(crate) images: &'a [Image],
 }
@@ -156,9 +194,7 @@ impl Assets {
     pub(crate) fn with_guests(images: &[Image]) -> Result<Self> {
         lab::inside(|| {
             let wanted = Wanted {
-                audit: false,
-                witness: false,
-                softphone: false,
+                extras: &[],
                 images,
             };
             Self::prepare(wanted, &Progress::new())
@@ -170,22 +206,23 @@ impl Assets {
     /// # Errors
     /// What could not be made, and why.
     pub(crate) fn prepare(wanted: Wanted<'_>, progress: &Progress) -> Result<Self> {
+        let asked = |extra| wanted.extras.contains(&extra);
         images::ensure_packages(&PACKAGES, progress)?;
         let host_image = lab::prepare(progress)?;
         let romulus = compile::static_program(Program::Main("romulus"), progress)?;
-        let audit = wanted
-            .audit
+        let audit = asked(Extra::Audit)
             .then(|| {
                 compile::static_program(Program::Example("romulus-machine", "audit"), progress)
             })
             .transpose()?;
-        let witness = wanted
-            .witness
+        let witness = asked(Extra::Witness)
             .then(|| compile::static_program(Program::Main("witness"), progress))
             .transpose()?;
-        let softphone = wanted
-            .softphone
+        let softphone = asked(Extra::Softphone)
             .then(|| images::unpacked_with_dependencies("baresip-core", Suite::Bookworm, progress))
+            .transpose()?;
+        let etcd = asked(Extra::Etcd)
+            .then(|| Etcd::prepare(progress))
             .transpose()?;
         let guests = wanted
             .images
@@ -198,6 +235,7 @@ impl Assets {
             audit,
             witness,
             softphone,
+            etcd,
             guests,
         })
     }

@@ -1,12 +1,14 @@
 //! Two lab hosts that protect one machine, and their arbiter.
 
 mod arbiter;
+mod etcd;
 mod side;
 mod status;
 mod takeover;
 mod wait;
 
-pub(crate) use arbiter::Arbiter;
+pub(crate) use arbiter::{Arbiter, Records};
+pub(crate) use etcd::Nodes;
 pub(crate) use status::{Phase, Status};
 pub(crate) use takeover::{Steps, UnixSeconds, time as log_time, unix_seconds};
 
@@ -61,10 +63,11 @@ impl<'lab> Pair<'lab> {
         guest: &'lab Guest,
         adapt: impl FnOnce(&mut MachineFile),
     ) -> Result<Self> {
-        Self::numbered(lab, assets, guest, 0, adapt)
+        Self::numbered(lab, assets, guest, 0, Records::Files, adapt)
     }
 
-    /// [`Self::new`] for machine `number` of several on the same hosts, each with an arbiter, addresses and ports of its own.
+    /// [`Self::new`] for machine `number` of several on the same hosts, each with an arbiter, addresses and ports of its own. The
+    /// arbiter keeps its records in `records`.
     ///
     /// # Errors
     /// Those of [`Self::new`].
@@ -73,6 +76,7 @@ impl<'lab> Pair<'lab> {
         assets: &'lab Assets,
         guest: &'lab Guest,
         number: u8,
+        records: Records,
         adapt: impl FnOnce(&mut MachineFile),
     ) -> Result<Self> {
         let port = PORT + arbiter::PORTS * u16::from(number);
@@ -100,6 +104,7 @@ impl<'lab> Pair<'lab> {
             &assets.romulus,
             lab.address(),
             number,
+            records,
             &identities,
             lab.logs(),
         )?;
@@ -169,10 +174,19 @@ impl<'lab> Pair<'lab> {
         adapt: impl FnOnce(&mut MachineFile),
     ) -> Result<Self> {
         let mut pair = Self::new(lab, assets, guest, adapt)?;
-        pair.run(0)?;
-        pair.run(1)?;
-        pair.wait_protected(None)?;
+        pair.protect()?;
         Ok(pair)
+    }
+
+    /// Starts `romulus run` on both hosts, and waits until the machine is protected.
+    ///
+    /// # Errors
+    /// It is not in time.
+    pub(crate) fn protect(&mut self) -> Result<()> {
+        self.run(0)?;
+        self.run(1)?;
+        self.wait_protected(None)?;
+        Ok(())
     }
 
     /// Starts `romulus run` on one host, with the pair's file.

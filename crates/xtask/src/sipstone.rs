@@ -15,7 +15,7 @@ mod stage;
 mod stones;
 
 use crate::{
-    assets::{Assets, Wanted},
+    assets::{Assets, Extra, Wanted},
     compile::target_folder,
     report::{self, Computer, ProcessorTimes, Report},
 };
@@ -86,10 +86,9 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     };
     let wanted = jobs::jobs(effort, &only);
     let images = stage::images(&wanted);
+    let encrypted = wanted.iter().any(|job| job.what.experiment() == 4);
     let asked = Wanted {
-        audit: false,
-        witness: false,
-        softphone: wanted.iter().any(|job| job.what.experiment() == 4),
+        extras: if encrypted { &[Extra::Softphone] } else { &[] },
         images: &images,
     };
     let assets = lab::inside(|| Assets::prepare(asked, &Progress::new()))?;

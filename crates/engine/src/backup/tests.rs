@@ -418,6 +418,27 @@ fn what_was_on_its_way_goes_with_its_replica() {
 }
 
 #[test]
+fn what_the_runner_before_passes_on_is_for_the_guest_that_runs_here() {
+    let late = |bench: &Bench, of: u64, card| bench.backup.frame(session(of), 9, card, vec![9; 60]);
+    let mut bench = Bench::new();
+    let epoch = bench.epoch(1);
+    bench.all(&epoch).unwrap();
+    assert_eq!(late(&bench, 1, 0), None, "it is kept until then");
+    bench.backup.take_in_flight();
+    bench.backup.no_machine();
+    assert_eq!(late(&bench, 1, 0), Some(vec![9; 60]));
+    assert_eq!(late(&bench, 2, 0), None, "another session");
+    assert_eq!(late(&bench, 1, 1), None, "no such card");
+    bench.backup.discard();
+    assert_eq!(late(&bench, 1, 0), None, "nothing runs here any more");
+
+    // A replica that nobody ran from.
+    let bench = Bench::new();
+    bench.backup.no_machine();
+    assert_eq!(late(&bench, 1, 0), None);
+}
+
+#[test]
 fn held_output_that_is_none_is_refused_and_changes_nothing() {
     for bad in [frame_of(1, 9), frame_of(0, 9)[..40].to_vec(), vec![9; 5]] {
         let mut bench = Bench::new();

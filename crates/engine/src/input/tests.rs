@@ -86,9 +86,13 @@ fn media_is_counted_and_not_passed_on() {
     input.received(0, &udp(&rtp));
     input.received(0, &udp(b"OPTIONS"));
     assert_eq!(sent(&outbox), [(1, 0, b"OPTIONS".to_vec())]);
+    input.pass_on_media(true);
+    input.received(0, &udp(&rtp));
+    assert_eq!(sent(&outbox), [(2, 0, rtp.clone())], "in a switchover");
+    input.pass_on_media(false);
     // What is too short to be a frame is passed on as it is: the other side drops it.
     input.received(0, &Frame(vec![1; 5]));
-    assert_eq!(input.next(), 3);
+    assert_eq!(input.next(), 4);
 }
 
 #[test]

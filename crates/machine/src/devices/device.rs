@@ -62,6 +62,13 @@ pub(crate) trait VirtioDevice: Send {
         let _ = frame;
     }
 
+    /// Takes what has come from outside while the guest stands, `frames` at most: everybody who learns of frames learns of these, and
+    /// the guest gets them first of all when it goes on. How many it took.
+    fn take_in(&mut self, frames: usize) -> usize {
+        let _ = frames;
+        0
+    }
+
     /// How many chains it has taken from a queue and not handed back. They are always the last ones taken, because every
     /// device hands chains back in the order in which it took them: saved state is the queue moved back by so many.
     fn taken(&self, queue: usize) -> u16;

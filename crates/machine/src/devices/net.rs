@@ -50,6 +50,8 @@ const TURN: usize = 256;
 const FRAMING: usize = 14 + 4;
 /// The largest payload of a frame that is still to be cut into segments.
 const SEGMENTED_MAX: usize = 65535;
+/// Frames that wait in memory of ours at most until the guest goes on: as many as a tap's own queue holds.
+const TAKEN_IN_MAX: usize = 500;
 /// Offset of the header's count of buffers.
 const NUM_BUFFERS: usize = 10;
 
@@ -258,6 +260,10 @@ impl VirtioDevice for Net {
         } else {
             self.counters.drop_frame();
         }
+    }
+
+    fn take_in(&mut self, frames: usize) -> usize {
+        self.read_ahead(frames)
     }
 
     fn taken(&self, queue: usize) -> u16 {

@@ -290,6 +290,11 @@ impl Control {
         self.device.inject(frame);
     }
 
+    /// See [`VirtioDevice::take_in`].
+    pub(crate) fn take_in(&mut self, frames: usize) -> usize {
+        self.device.take_in(frames)
+    }
+
     /// The driver resets one queue (`VIRTIO_F_RING_RESET`).
     pub(crate) fn reset_queue(&mut self, index: usize) {
         if self.driver_features & 1 << VIRTIO_F_RING_RESET == 0 {

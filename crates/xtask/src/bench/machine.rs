@@ -82,9 +82,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
             &progress,
         )?;
         let wanted = Wanted {
-            audit: false,
-            witness: false,
-            softphone: false,
+            extras: &[],
             images: &[Image::REGISTRAR_12],
         };
         Assets::prepare(wanted, &progress)

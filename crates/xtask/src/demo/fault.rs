@@ -1,7 +1,7 @@
 //! `cargo xtask demo --fault …`: one row of the fault table, in front of the user.
 
 use crate::{
-    assets::{Assets, Image, Wanted},
+    assets::{Assets, Extra, Image, Wanted},
     compile::target_folder,
     pair,
     report::{Report, Row as Measured, Target},
@@ -58,9 +58,7 @@ pub(super) fn run(fault: Fault, json: bool) -> Result<ExitCode> {
         .with_context(|| format!("the table has no row {:?}", fault.row()))?;
     let assets = lab::inside(|| {
         let wanted = Wanted {
-            audit: false,
-            witness: true,
-            softphone: false,
+            extras: &[Extra::Witness],
             images: &[Image::BASE_12],
         };
         Assets::prepare(wanted, &Progress::new())

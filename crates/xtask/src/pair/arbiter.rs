@@ -1,7 +1,8 @@
 //! The third party of a pair: `romulus arbiter` beside the hosts, where no host's fate touches it.
 
+use super::etcd::Nodes;
 use crate::process;
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use serde::Deserialize;
 use std::{
     fs::{self, File},
@@ -19,11 +20,20 @@ pub(super) const PORTS: u16 = 10;
 /// How long a command of an arbiter may take.
 const LIMIT: Duration = Duration::from_secs(30);
 
+/// Where an arbiter keeps its records.
+pub(crate) enum Records {
+    /// In files of its own.
+    Files,
+    /// In etcd.
+    Etcd(Nodes),
+}
+
 /// An arbiter that runs on this computer, inside the lab's namespaces. Dropping it ends it.
 pub(crate) struct Arbiter {
     /// `None` while it has no power.
     child: Option<Child>,
     romulus: PathBuf,
+    records: Records,
     /// Its store and keys, which go with it.
     folder: TempDir,
     log: PathBuf,
@@ -37,8 +47,8 @@ pub(crate) struct Arbiter {
 }
 
 impl Arbiter {
-    /// Starts an arbiter at `address`, with an empty store, that answers these identities only, and logs to `logs`. `number` tells
-    /// it from others at the same address: 0 for the usual port.
+    /// Starts an arbiter at `address`, with no record in `records`, that answers these identities only, and logs to `logs`. `number`
+    /// tells it from others at the same address: 0 for the usual port.
     ///
     /// # Errors
     /// It can't be started.
@@ -46,6 +56,7 @@ impl Arbiter {
         romulus: &Path,
         address: Ipv4Addr,
         number: u8,
+        records: Records,
         allowed: &[String],
         logs: &Path,
     ) -> Result<Self> {
@@ -72,6 +83,7 @@ impl Arbiter {
         let mut arbiter = Self {
             child: None,
             romulus: romulus.to_owned(),
+            records,
             folder,
             log,
             log_begins,
@@ -90,14 +102,26 @@ impl Arbiter {
     pub(crate) fn start_again(&mut self) -> Result<()> {
         let output = File::options().append(true).create(true).open(&self.log)?;
         let path = |name: &str| self.folder.path().join(name);
-        let child = Command::new(&self.romulus)
+        let mut command = Command::new(&self.romulus);
+        command
             .args(["arbiter", "--listen", &self.address.to_string()])
-            .arg("--store")
-            .arg(path("store"))
             .arg("--identity")
             .arg(path("identity"))
             .arg("--allow")
             .arg(path("allowed"))
+            .arg("--store");
+        match &self.records {
+            Records::Files => {
+                command.arg(path("store"));
+            }
+            Records::Etcd(nodes) => {
+                command.arg("etcd");
+                for endpoint in nodes.endpoints() {
+                    command.args(["--etcd-endpoint", &endpoint]);
+                }
+            }
+        }
+        let child = command
             .stdin(Stdio::null())
             .stdout(output.try_clone()?)
             .stderr(output)
@@ -114,9 +138,20 @@ impl Arbiter {
         }
     }
 
-    /// Where its records are.
+    /// Where its records are, if they are files.
     pub(crate) fn store(&self) -> PathBuf {
         self.folder.path().join("store")
+    }
+
+    /// The nodes of etcd that have its records.
+    ///
+    /// # Errors
+    /// They are in files.
+    pub(crate) fn nodes(&mut self) -> Result<&mut Nodes> {
+        match &mut self.records {
+            Records::Files => bail!("the arbiter has its records in files"),
+            Records::Etcd(nodes) => Ok(nodes),
+        }
     }
 
     /// What it has said so far.
@@ -150,7 +185,7 @@ impl Arbiter {
             return Ok(());
         };
         if let Some(status) = child.try_wait()? {
-            anyhow::bail!(
+            bail!(
                 "the arbiter ended with {status}: {}",
                 self.messages()?.trim()
             );

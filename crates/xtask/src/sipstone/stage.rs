@@ -6,7 +6,7 @@ use crate::{
     hosts::{at_once, restart},
     machine_file::{FIRST_GUEST, MachineFile, address},
     machine_host::{self, Running},
-    pair::{self, Pair, UnixSeconds, unix_seconds},
+    pair::{self, Pair, Records, UnixSeconds, unix_seconds},
     sipp,
 };
 use anyhow::{Context as _, Result, bail, ensure};
@@ -172,17 +172,24 @@ impl<'lab> Stage<'lab> {
         for (number, (image, mode)) in (0..).zip(images.iter().zip(modes(place.mode))) {
             let guest = self.assets.guest(*image)?;
             let two = images.len() > 1;
-            let mut pair = Pair::numbered(self.lab, self.assets, guest, number, |file| {
-                with_shell(file);
-                if two && number == 0 {
-                    let relay = format!(" media.relay=rtpproxy:{}", address(1));
-                    file.boot.command_line.push_str(&relay);
-                }
-                if let Some(protection) = &mut file.protection {
-                    protection.mode = Some(mode.to_string());
-                    protection.epoch_fixed = place.epoch_ms.map(|epoch| format!("{epoch}ms"));
-                }
-            })?;
+            let mut pair = Pair::numbered(
+                self.lab,
+                self.assets,
+                guest,
+                number,
+                Records::Files,
+                |file| {
+                    with_shell(file);
+                    if two && number == 0 {
+                        let relay = format!(" media.relay=rtpproxy:{}", address(1));
+                        file.boot.command_line.push_str(&relay);
+                    }
+                    if let Some(protection) = &mut file.protection {
+                        protection.mode = Some(mode.to_string());
+                        protection.epoch_fixed = place.epoch_ms.map(|epoch| format!("{epoch}ms"));
+                    }
+                },
+            )?;
             pair.run(0)?;
             pair.run(1)?;
             pairs.push(pair);

@@ -1,14 +1,14 @@
 //! The checks and tests that need no lab.
 
 use super::tally::Tally;
-use crate::{compile::cargo, fuzz};
+use crate::{assets::Etcd, compile::cargo, fuzz};
 use anyhow::{Context as _, Result};
-use images::{Progress, Suite, ensure_packages, unpacked};
+use images::{Progress, ensure_packages};
 use std::{
     env,
     ffi::OsString,
     iter,
-    path::PathBuf,
+    path::Path,
     process::{Command, Output, Stdio},
     time::Instant,
 };
@@ -23,9 +23,6 @@ const COMPARED_WITH: [&str; 7] = [
     "tshark",
     "xz-utils",
 ];
-
-/// The Debian package of which native tests start the program. It brings a service, so it is unpacked and not installed.
-const STARTED: &str = "etcd-server";
 
 /// What installs the program that reads deny.toml: the newest version may refuse a configuration that this one takes.
 const CARGO_DENY: &str = "cargo-deny@0.20.2";
@@ -169,7 +166,8 @@ fn dependencies() -> Result<Verdict> {
 fn native() -> Result<Verdict> {
     let progress = Progress::new();
     ensure_packages(&COMPARED_WITH, &progress)?;
-    let started = unpacked(STARTED, Suite::Bookworm, &progress)?.join("usr/bin");
+    let etcd = Etcd::prepare(&progress)?.node;
+    let started = etcd.parent().context("etcd has no folder")?;
     let output = output(cargo().env("PATH", path_with(started)?).args([
         "test",
         "--workspace",
@@ -191,9 +189,9 @@ fn native() -> Result<Verdict> {
 }
 
 /// Where programs are looked for, with `folder` before all others.
-fn path_with(folder: PathBuf) -> Result<OsString> {
+fn path_with(folder: &Path) -> Result<OsString> {
     let path = env::var_os("PATH").unwrap_or_default();
-    let folders = iter::once(folder).chain(env::split_paths(&path));
+    let folders = iter::once(folder.to_owned()).chain(env::split_paths(&path));
     env::join_paths(folders).context("the cache's path has a colon in it")
 }
 

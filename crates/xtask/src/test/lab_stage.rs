@@ -2,7 +2,7 @@
 
 use super::tally::Tally;
 use crate::{
-    assets::{Assets, Wanted},
+    assets::{Assets, Extra, Wanted},
     compile::target_folder,
     journal::{self, Journal},
     process::{self, THIS_PROGRAM},
@@ -67,10 +67,15 @@ struct Round<'a> {
 /// What they need could not be prepared, or the journal can't be kept.
 pub(super) fn run(plan: &Plan<'_>, tally: &mut Tally) -> Result<()> {
     let scenarios = &plan.scenarios[..];
+    let mut extras = Vec::new();
+    if scenarios::need_audit(scenarios) {
+        extras.push(Extra::Audit);
+    }
+    if scenarios::need_softphone(scenarios) {
+        extras.push(Extra::Softphone);
+    }
     let wanted = Wanted {
-        audit: scenarios::need_audit(scenarios),
-        witness: false,
-        softphone: scenarios::need_softphone(scenarios),
+        extras: &extras,
         images: &scenarios::images(scenarios),
     };
     let assets = Assets::prepare(wanted, &Progress::new())?;

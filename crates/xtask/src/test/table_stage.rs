@@ -2,7 +2,7 @@
 
 use super::tally::Tally;
 use crate::{
-    assets::{Assets, Image, Wanted},
+    assets::{Assets, Extra, Image, Wanted},
     compile::target_folder,
     journal::{self, Journal},
     process::{self, THIS_PROGRAM},
@@ -48,11 +48,11 @@ pub(super) struct Table {
 }
 
 impl Plan {
-    /// Round after round, so that a run that is broken off has something of every row. Those with another mode come last:
-    /// each change of mode costs a boot. What is quick comes first.
+    /// Round after round, so that a run that is broken off has something of every row. Those with another setting come last:
+    /// each change of it costs a boot. What is quick comes first.
     fn jobs(&self) -> Vec<Job> {
         let mut rows = self.rows.clone();
-        rows.sort_by_key(|row| (row.mode, !row.short));
+        rows.sort_by_key(|row| (row.setting, !row.short));
         (1..=self.rounds)
             .flat_map(|round| {
                 rows.iter().map(move |row| Job {
@@ -69,11 +69,13 @@ impl Plan {
 /// # Errors
 /// What it needs could not be prepared, or its journal can't be kept.
 pub(super) fn run(plan: &Plan, tally: &mut Tally) -> Result<Table> {
+    let mut extras = vec![Extra::Witness];
+    if plan.rows.iter().any(|row| row.setting.etcd) {
+        extras.push(Extra::Etcd);
+    }
     let assets = Assets::prepare(
         Wanted {
-            audit: false,
-            witness: true,
-            softphone: false,
+            extras: &extras,
             images: &[Image::BASE_12],
         },
         &Progress::new(),

@@ -141,6 +141,56 @@ fn what_is_paused_reads_nothing() {
 }
 
 #[test]
+fn what_is_paused_takes_in_what_it_is_asked_to() {
+    let mut card = card();
+    card.guest.devices.run().unwrap();
+    card.offer(0..16);
+    card.guest.devices.quiesce();
+    for mark in 1..=4 {
+        card.peer.send(&frame(mark)).unwrap();
+    }
+    // Longer than any frame of this card.
+    card.peer.send(&[7; HEADER + 1519]).unwrap();
+    assert_eq!(card.guest.devices.take_in(3), 3);
+    assert_eq!(card.guest.devices.take_in(3), 2);
+    assert_eq!(card.guest.devices.take_in(3), 0, "nothing waits");
+    assert_eq!(card.listener.marks(), [(1, 1), (1, 2), (1, 3), (1, 4)]);
+    card.peer.send(&frame(5)).unwrap();
+    card.guest.devices.run().unwrap();
+    for mark in 1..=5 {
+        assert_eq!(card.next(), mark, "in the order in which they came");
+    }
+    assert_eq!(card.listener.marks().len(), 5, "each is told once");
+}
+
+#[test]
+fn what_a_paused_card_takes_in_is_bounded() {
+    let card = card();
+    // A socket holds some ten datagrams.
+    for _ in 0..100 {
+        for _ in 0..10 {
+            card.peer.send(&frame(1)).unwrap();
+        }
+        if card.guest.devices.take_in(20) == 0 {
+            break;
+        }
+    }
+    assert_eq!(card.listener.marks().len(), TAKEN_IN_MAX);
+}
+
+#[test]
+fn a_card_at_work_takes_what_is_injected() {
+    let mut card = card();
+    card.guest.devices.run().unwrap();
+    card.offer(0..16);
+    card.peer.send(&frame(1)).unwrap();
+    assert_eq!(card.next(), 1, "it is at work");
+    card.guest.devices.inject_now(1, &frame(2));
+    assert_eq!(card.next(), 2);
+    assert_eq!(card.listener.marks(), [(1, 1)], "nobody is told");
+}
+
+#[test]
 fn injected_frames_come_before_all_others_and_are_not_told() {
     let mut card = card();
     card.peer.send(&frame(9)).unwrap();

@@ -3,7 +3,7 @@
 use super::{
     draw::Draw,
     entry::{Entry, Job},
-    rows::{self, Row},
+    rows::{self, Row, Setting},
     stand::{Kit, Played, Stand, WRONG, wrong},
 };
 use crate::{assets::Assets, journal::Journal, pair};
@@ -89,15 +89,18 @@ fn play<'a>(
     lab: &'a Lab,
     assets: &'a Assets,
     kit: &'a Kit,
-    stand: &mut Option<(Option<&'static str>, Stand<'a>)>,
+    stand: &mut Option<(Setting, Stand<'a>)>,
     row: &Row,
     draw: Draw,
     logs: &Path,
 ) -> Result<Played> {
-    if stand.as_ref().is_none_or(|(mode, _)| *mode != row.mode) {
+    if stand
+        .as_ref()
+        .is_none_or(|(setting, _)| *setting != row.setting)
+    {
         // The old one first: two pairs would be in each other's way.
         *stand = None;
-        *stand = Some((row.mode, Stand::new(lab, assets, kit, row)?));
+        *stand = Some((row.setting, Stand::new(lab, assets, kit, row)?));
     }
     let (_, stand) = stand.as_mut().context("there is no pair")?;
     let played = stand.play(row, draw);

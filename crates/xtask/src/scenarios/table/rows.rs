@@ -1,6 +1,7 @@
 //! The rows of the table: what happens, what is to follow, and how it is done.
 
 mod arbiter;
+mod etcd;
 mod guests;
 mod hosts;
 mod load;
@@ -15,6 +16,15 @@ use anyhow::Result;
 /// Where the machine's disk is, on both hosts.
 pub(crate) const IMAGE: &str = "/images/data.img";
 
+/// How a pair is set up, where it is not the usual way. Rows of one setting share a pair.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Setting {
+    /// Whether the arbiter's records are in etcd.
+    pub(crate) etcd: bool,
+    /// The pair's mode.
+    pub(crate) mode: Option<&'static str>,
+}
+
 /// One event, and what it does to a protected pair.
 pub(crate) struct Row {
     /// Its name: `table/NAME` for whoever asks for it.
@@ -25,8 +35,8 @@ pub(crate) struct Row {
     pub(crate) follows: &'static str,
     /// Whether it is part of the short form.
     pub(crate) short: bool,
-    /// The pair's mode, where it is not the usual one. Such a row has a pair of its own.
-    pub(crate) mode: Option<&'static str>,
+    /// How the pair is set up.
+    pub(crate) setting: Setting,
     /// Lets it happen, and leaves the machine protected.
     pub(crate) play: fn(&mut Stand<'_>) -> Result<()>,
 }
@@ -43,7 +53,10 @@ impl Row {
             event,
             follows,
             short: false,
-            mode: None,
+            setting: Setting {
+                etcd: false,
+                mode: None,
+            },
             play,
         }
     }
@@ -54,7 +67,12 @@ impl Row {
     }
 
     const fn mode(mut self, mode: &'static str) -> Self {
-        self.mode = Some(mode);
+        self.setting.mode = Some(mode);
+        self
+    }
+
+    const fn etcd(mut self) -> Self {
+        self.setting.etcd = true;
         self
     }
 }
@@ -67,6 +85,7 @@ pub(crate) fn all() -> Vec<&'static Row> {
         switchovers::ALL,
         processes::ALL,
         arbiter::ALL,
+        etcd::ALL,
         guests::ALL,
         load::ALL,
         split::ALL,

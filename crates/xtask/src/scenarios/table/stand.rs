@@ -10,7 +10,7 @@ use crate::{
     machine_file::{Disk, FIRST_GUEST, MachineFile, mac},
     machine_host,
     oracle::{self, Fault, Frame, Oracle, Seen, Wire},
-    pair::{Pair, Status},
+    pair::{Nodes, Pair, Records, Status},
     process,
 };
 use anyhow::{Context as _, Result, bail, ensure};
@@ -124,16 +124,24 @@ impl<'a> Stand<'a> {
                 read_only: false,
             });
             if let Some(protection) = &mut file.protection {
-                protection.mode = row.mode.map(str::to_owned);
+                protection.mode = row.setting.mode.map(str::to_owned);
                 // As the documents advise for hosts that are virtual machines.
                 protection.t_b_max = Some("2s".to_owned());
                 protection.t_cold = Some("3s".to_owned());
                 protection.uplink = Some(vec![Network::Service.interface().to_owned()]);
             }
         };
+        let records = if row.setting.etcd {
+            let etcd = assets.etcd.as_ref().context("etcd was not prepared")?;
+            Records::Etcd(Nodes::start(etcd, lab.logs())?)
+        } else {
+            Records::Files
+        };
+        let mut pair = Pair::numbered(lab, assets, &kit.guest.guest, 0, records, adapt)?;
+        pair.protect()?;
         let stand = Self {
             lab,
-            pair: Pair::protected(lab, assets, &kit.guest.guest, adapt)?,
+            pair,
             draw: Draw::new(0, "", 0),
             turns: Vec::new(),
             remark: String::new(),

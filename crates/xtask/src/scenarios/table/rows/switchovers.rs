@@ -1,9 +1,11 @@
 //! What moves the machine although no host fails.
 
 use super::{super::stand::Stand, Row};
-use anyhow::{Result, ensure};
+use crate::{machine_file::FIRST_GUEST, process};
+use anyhow::{Context as _, Result, ensure};
 use lab::Network;
 use std::{
+    process::{Child, Stdio},
     thread,
     time::{Duration, Instant},
 };
@@ -13,7 +15,7 @@ pub(super) const ALL: &[Row] = &[
     Row::new(
         "switchover",
         "the operator asks for a switchover",
-        "the backup runs the machine; the old primary becomes the backup",
+        "the backup runs the machine and begins with what came for it meanwhile; the old primary becomes the backup",
         switchover,
     )
     .short(),
@@ -32,15 +34,68 @@ pub(super) const ALL: &[Row] = &[
     ),
 ];
 
+/// How many pings there are while the machine is switched over, from one to the next, and how long an answer may take. A switchover
+/// takes longer than from one to the next: some come while the guest stands.
+const PINGS: u32 = 400;
+const PING_INTERVAL: &str = "0.005";
+const PING_WAIT: &str = "2";
+/// How long they may take together.
+const PINGED: Duration = Duration::from_secs(30);
+
 fn switchover(stand: &mut Stand<'_>) -> Result<()> {
     let runner = stand.runner()?;
     stand.moment();
+    let before = given(stand, 1 - runner)?;
+    let pings = pings(stand)?;
+    stand.moment();
     let asked = Instant::now();
     stand.pair.switch_over(runner)?;
-    stand.remark = format!("{} ms", asked.elapsed().as_millis());
+    let took = asked.elapsed();
     stand.takes_over(1 - runner)?;
+    let lost = lost(pings)?;
+    let again = given(stand, 1 - runner)? - before;
+    ensure!(
+        again > 0,
+        "the guest was not given what came while it stood; {lost} of {PINGS} pings were lost"
+    );
+    stand.remark = format!(
+        "{} ms; {again} frames came while it stood; {lost} of {PINGS} pings lost",
+        took.as_millis()
+    );
     stand.backs_up(runner)?;
     stand.protected_there()
+}
+
+/// The client pings the guest, 200 times a second, and ends by itself.
+fn pings(stand: &Stand<'_>) -> Result<Child> {
+    let mut command = stand.lab.client().command("ping")?;
+    command
+        .args(["-q", "-c", &PINGS.to_string(), "-i", PING_INTERVAL])
+        .args(["-W", PING_WAIT, &FIRST_GUEST.to_string()])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped());
+    command.spawn().context("starting ping")
+}
+
+/// How many of them got no answer.
+fn lost(mut pings: Child) -> Result<u32> {
+    if process::wait_within(&mut pings, PINGED)?.is_none() {
+        process::kill(&mut pings);
+    }
+    let output = pings.wait_with_output()?;
+    let said = String::from_utf8_lossy(&output.stdout);
+    let received = said
+        .split(", ")
+        .find_map(|part| part.strip_suffix(" received")?.parse::<u32>().ok())
+        .with_context(|| format!("ping said {said:?}"))?;
+    Ok(PINGS.saturating_sub(received))
+}
+
+/// How many frames `side` has given to a guest so far that had come while it stood on the other.
+fn given(stand: &Stand<'_>, side: usize) -> Result<u64> {
+    let status = stand.pair.status(side)?.context("the host says nothing")?;
+    let cover = status.cover().context("the machine is not protected")?;
+    Ok(cover.given_again_frames)
 }
 
 fn gone(stand: &mut Stand<'_>) -> Result<()> {
