@@ -26,7 +26,7 @@ fn main() {
         }
     }
     println!(
-        "\n{} guards, {unseen} of them not missed, {:.0} s",
+        "\n{} guards, {unseen} of them removed without a trace, {:.0} s",
         Guard::ALL.len(),
         began.elapsed().as_secs_f64()
     );
