@@ -44,6 +44,9 @@ const WARM: usize = 4096;
 /// From one look for frames that have come for a guest that rests to the next: a request waits so long beside what the
 /// switchover takes anyway.
 const LISTEN: Duration = Duration::from_millis(1);
+/// How long that goes on at most: a host that waits for longer to hear who runs the machine has other troubles, and what came then is
+/// nobody's use any more.
+const LISTENS: Duration = Duration::from_secs(2);
 /// How many of them are taken with one look: a flood is not to hold this thread up.
 const FRAMES: usize = 64;
 
@@ -90,8 +93,8 @@ pub(crate) struct Driver {
     reset: bool,
     /// A switchover wants the guest to rest.
     rest: Rest,
-    /// The guest stands since it came to rest, and what comes for it is passed on.
-    listens: bool,
+    /// The guest stands since it came to rest, and what comes for it is passed on until then.
+    listens: Option<Time>,
     /// The guest ended for good: why.
     over: Option<Ended>,
     turned: Time,
@@ -154,7 +157,7 @@ impl Driver {
             trying: None,
             reset: false,
             rest: Rest::No,
-            listens: false,
+            listens: None,
             over: None,
             turned: Time(0),
             rehearsals,
@@ -216,7 +219,7 @@ impl Driver {
         if let Some(next) = self.announcing.next() {
             deadline = deadline.min(Time(next));
         }
-        if self.listens {
+        if self.listens.is_some() {
             deadline = deadline.min(clock::now() + LISTEN);
         }
         deadline
@@ -259,18 +262,18 @@ impl Driver {
     /// Passes on what comes for a guest that stands for a switchover. Whoever will run it begins with that; and if it comes to
     /// nothing, the guest gets it here.
     fn listen(&mut self) {
-        if !self.listens {
+        let Some(until) = self.listens else {
             return;
-        }
+        };
         match &self.held {
-            Held::Paused(paused) => {
+            Held::Paused(paused) if clock::now() < until => {
                 paused.take_in(FRAMES);
             }
             _ => self.set_listens(false),
         }
     }
 
-    /// The host that handed the machine over has read this frame from its tap before clients knew of the move.
+    /// The host that ran the machine before has read this frame from its tap, before the network knew of the move.
     fn late(&mut self, card: usize, frame: &[u8]) {
         match &self.held {
             Held::Running(machine) => machine.inject(card, frame),
@@ -281,7 +284,7 @@ impl Driver {
     }
 
     fn set_listens(&mut self, listens: bool) {
-        self.listens = listens;
+        self.listens = listens.then(|| clock::now() + LISTENS);
         self.node.input.pass_on_media(listens);
     }
 
