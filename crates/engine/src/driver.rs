@@ -260,7 +260,7 @@ impl Driver {
     }
 
     /// Passes on what comes for a guest that stands for a switchover. Whoever will run it begins with that; and if it comes to
-    /// nothing, the guest gets it here.
+    /// nothing, the guest gets it here. It ends when the guest stands here no more, for whatever reason.
     fn listen(&mut self) {
         let Some(until) = self.listens else {
             return;
@@ -541,7 +541,6 @@ impl Driver {
         self.wanted = None;
         self.reset = false;
         self.rest = Rest::No;
-        self.set_listens(false);
         self.disks.set_active(false);
         self.announcing.stop();
         self.node.output.clear();

@@ -420,6 +420,11 @@ impl Devices {
     /// [`Self::inject`] while the devices work.
     pub fn inject_now(&self, card: usize, frame: &[u8]) {
         self.inject(card, frame);
+        self.look_again();
+    }
+
+    /// Makes the thread of the cards look at every queue.
+    fn look_again(&self) {
         // It fails only when the counter is full, and then the thread is awake anyway.
         let _ = self.look.write(1);
     }
@@ -459,8 +464,7 @@ impl Devices {
         if self.restored.swap(false, Ordering::AcqRel) {
             self.slots.iter().for_each(Mmio::raise_again);
         }
-        // It fails only when the counter is full, and then the thread is awake anyway.
-        let _ = self.look.write(1);
+        self.look_again();
         for (function, _) in &self.disks {
             function.kick_all();
         }

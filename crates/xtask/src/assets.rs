@@ -132,14 +132,20 @@ impl Etcd {
     /// # Errors
     /// The packages can't be had.
     pub(crate) fn prepare(progress: &Progress) -> Result<Self> {
-        let program = |package: &str, name: &str| -> Result<PathBuf> {
-            let folder = images::unpacked(package, Suite::Bookworm, progress)?;
-            Ok(folder.join("usr/bin").join(name))
-        };
+        let control = images::unpacked("etcd-client", Suite::Bookworm, progress)?;
         Ok(Self {
-            node: program("etcd-server", "etcd")?,
-            control: program("etcd-client", "etcdctl")?,
+            node: Self::folder(progress)?.join("etcd"),
+            control: control.join("usr/bin/etcdctl"),
         })
+    }
+
+    /// The folder of a node's program alone.
+    ///
+    /// # Errors
+    /// The package can't be had.
+    pub(crate) fn folder(progress: &Progress) -> Result<PathBuf> {
+        let package = images::unpacked("etcd-server", Suite::Bookworm, progress)?;
+        Ok(package.join("usr/bin"))
     }
 }
 

@@ -480,9 +480,8 @@ fn parse_retransmissions(statistics: &str) -> Option<u32> {
 
 /// The first line about a call that was given up, or else about anything, without its time (tabs and the numbers of a clock before it).
 fn parse_failure(failures: &str) -> Option<String> {
-    if let Some((_, told)) = failures.split_once("Aborting") {
-        let rest = told.lines().next().unwrap_or_default();
-        return Some(format!("Aborting{rest}").trim().to_owned());
+    if let Some(at) = failures.find("Aborting") {
+        return Some(failures[at..].lines().next()?.trim().to_owned());
     }
     let event = failures
         .lines()

@@ -113,6 +113,13 @@ impl Nodes {
         }
     }
 
+    /// All nodes but one.
+    pub(crate) fn all_but(&self, one: usize) -> Vec<usize> {
+        (0..self.children.len())
+            .filter(|index| *index != one)
+            .collect()
+    }
+
     /// Where nodes answer clients, as it is typed.
     pub(crate) fn endpoints(&self) -> impl Iterator<Item = String> {
         (0..self.children.len()).map(|index| url(CLIENT_PORT, index))

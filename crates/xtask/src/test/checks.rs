@@ -8,7 +8,7 @@ use std::{
     env,
     ffi::OsString,
     iter,
-    path::Path,
+    path::PathBuf,
     process::{Command, Output, Stdio},
     time::Instant,
 };
@@ -166,9 +166,8 @@ fn dependencies() -> Result<Verdict> {
 fn native() -> Result<Verdict> {
     let progress = Progress::new();
     ensure_packages(&COMPARED_WITH, &progress)?;
-    let etcd = Etcd::prepare(&progress)?.node;
-    let started = etcd.parent().context("etcd has no folder")?;
-    let output = output(cargo().env("PATH", path_with(started)?).args([
+    let etcd = Etcd::folder(&progress)?;
+    let output = output(cargo().env("PATH", path_with(etcd)?).args([
         "test",
         "--workspace",
         "--quiet",
@@ -189,9 +188,9 @@ fn native() -> Result<Verdict> {
 }
 
 /// Where programs are looked for, with `folder` before all others.
-fn path_with(folder: &Path) -> Result<OsString> {
+fn path_with(folder: PathBuf) -> Result<OsString> {
     let path = env::var_os("PATH").unwrap_or_default();
-    let folders = iter::once(folder.to_owned()).chain(env::split_paths(&path));
+    let folders = iter::once(folder).chain(env::split_paths(&path));
     env::join_paths(folders).context("the cache's path has a colon in it")
 }
 

@@ -226,26 +226,10 @@ impl Net {
         }
         // None at all if there is too little room; too many if the guest cut it into crumbs.
         if parts.is_empty() || parts.len() > PARTS_MAX {
-            // One byte more than the longest, so that a longer frame shows.
-            self.kept.resize(most + 1, 0);
-            let outcome = self.link.receive_copy(&mut self.kept);
-            self.kept.truncate(*outcome.as_ref().unwrap_or(&0));
-            return Ok(match self.judge(outcome, most) {
-                Read::Frame(_) => {
-                    if let Some(inlet) = &self.inlet {
-                        inlet.received(self.number, &Copied(&self.kept));
-                    }
-                    true
-                }
-                Read::Lost => {
-                    self.kept.clear();
-                    true
-                }
-                Read::Nothing => {
-                    self.kept.clear();
-                    false
-                }
-            });
+            let mut frame = std::mem::take(&mut self.kept);
+            let read = self.read_copy(&mut frame);
+            self.kept = frame;
+            return Ok(read != Read::Nothing);
         }
         let outcome = self.link.receive(parts);
         match self.judge(outcome, most) {
@@ -268,26 +252,36 @@ impl Net {
 
     /// Reads frames although the guest stands: they wait in memory of ours until it goes on.
     pub(super) fn read_ahead(&mut self, frames: usize) -> usize {
-        let most = self.incoming_max();
-        let mut buffer = Vec::new();
+        let mut frame = Vec::new();
         let mut taken = 0;
         while taken < frames && self.injected.len() < TAKEN_IN_MAX && !self.broken {
-            buffer.resize(most + 1, 0);
-            let outcome = self.link.receive_copy(&mut buffer);
-            match self.judge(outcome, most) {
-                Read::Frame(length) => {
-                    buffer.truncate(length);
-                    if let Some(inlet) = &self.inlet {
-                        inlet.received(self.number, &Copied(&buffer));
-                    }
-                    self.injected.push_back(buffer.clone());
-                }
+            match self.read_copy(&mut frame) {
+                Read::Frame(_) => self.injected.push_back(frame.clone()),
                 Read::Lost => {}
                 Read::Nothing => break,
             }
             taken += 1;
         }
         taken
+    }
+
+    /// Reads a frame into memory of ours, which is empty if there is none to be given to the guest.
+    fn read_copy(&mut self, frame: &mut Vec<u8>) -> Read {
+        let most = self.incoming_max();
+        // One byte more than the longest, so that a longer frame shows.
+        frame.resize(most + 1, 0);
+        let outcome = self.link.receive_copy(frame);
+        let read = self.judge(outcome, most);
+        match read {
+            Read::Frame(length) => {
+                frame.truncate(length);
+                if let Some(inlet) = &self.inlet {
+                    inlet.received(self.number, &Copied(frame));
+                }
+            }
+            Read::Lost | Read::Nothing => frame.clear(),
+        }
+        read
     }
 
     /// What came of a read.

@@ -48,7 +48,7 @@ fn no_majority(stand: &mut Stand<'_>) -> Result<()> {
     let nodes = stand.pair.arbiter.nodes()?;
     // The one that stays is the one that leads: it is the one that might believe that it still does.
     let leader = nodes.leader()?;
-    let others: Vec<usize> = (0..3).filter(|index| *index != leader).collect();
+    let others = nodes.all_but(leader);
     for index in &others {
         nodes.kill(*index);
     }
