@@ -432,7 +432,7 @@ impl Driver {
 
     fn acknowledged(&mut self) {
         if let Some(session) = &mut self.session
-            && self.node.may_seal()
+            && self.node.may_seal(session.id)
         {
             session.control.committed();
         }
@@ -449,7 +449,7 @@ impl Driver {
         let now = clock::now();
         if (due.is_none_or(|due| due > now) && !rests)
             || !matches!(self.held, Held::Running(_))
-            || !self.node.may_seal()
+            || !self.node.may_seal(session.id)
         {
             return Flow::Go;
         }
@@ -462,6 +462,7 @@ impl Driver {
         let warm = lock(&session.warm);
         let sealed = epoch::seal(
             machine,
+            (self.term, session.id),
             &self.node,
             &self.node.output,
             &self.disks,
@@ -529,7 +530,7 @@ impl Driver {
             },
         );
         // After a rest the answer may have come before.
-        if self.node.may_seal() {
+        if self.node.may_seal(session.id) {
             session.control.committed();
         }
     }

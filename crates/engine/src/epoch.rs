@@ -13,6 +13,7 @@ use romulus_checkpoint::Staging;
 use romulus_machine::{Error, Machine, PageSet, Paused, WarmPages};
 use romulus_protocol::{
     host::{Event, Sealed},
+    id::{SessionId, Term},
     time::Time,
 };
 use std::time::{Duration, Instant};
@@ -65,7 +66,7 @@ pub(crate) enum After {
     Rests(Paused),
 }
 
-/// Ends the running epoch of `machine`. The first whole epoch is the one that is sealed when the full copy has read all. Those before it leave out pages that it will only read later, and pages that
+/// Ends the running epoch of `machine`, in this term and for this session. The first whole epoch is the one that is sealed when the full copy has read all. Those before it leave out pages that it will only read later, and pages that
 /// change all the time. With `rests` the guest does not go on after it.
 ///
 /// # Errors
@@ -73,6 +74,7 @@ pub(crate) enum After {
 #[allow(clippy::too_many_arguments, reason = "all that an epoch touches")]
 pub(crate) fn seal(
     machine: Machine,
+    (term, session): (Term, SessionId),
     node: &Node,
     output: &Output,
     disks: &WriteLog,
@@ -109,6 +111,8 @@ pub(crate) fn seal(
     // Told before the guest goes on: the host must know which epoch runs whenever it decides what
     // may leave.
     node.handle(Event::Sealed(Sealed {
+        term,
+        session,
         complete: full.all,
         released_through: seal.released_through,
         rx_next: node.input.next(),

@@ -182,9 +182,9 @@ impl Node {
         lock(&self.host).changes_mode()
     }
 
-    /// Whether the running epoch may end.
-    pub(crate) fn may_seal(&self) -> bool {
-        lock(&self.host).may_seal()
+    /// Whether the running epoch may end for this session.
+    pub(crate) fn may_seal(&self, session: SessionId) -> bool {
+        lock(&self.host).may_seal(session)
     }
 
     /// How long the heartbeat thread may sleep.
@@ -404,8 +404,8 @@ impl Node {
     }
 
     fn send(&self, to: Incarnation, message: Message) {
+        // Whoever ends an epoch takes back what was not sent: nobody else's message may.
         let Some(outbox) = self.outbox(to) else {
-            self.unstage();
             return;
         };
         if let Message::Begin { session, .. } = message {

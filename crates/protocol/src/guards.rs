@@ -23,6 +23,10 @@ guards! {
     OutputCommit,
     /// At most one epoch is uncommitted behind the running one.
     Backpressure,
+    /// An epoch that was ended in one term does not count in the next.
+    SealOfTerm,
+    /// An epoch that was ended for one session is not owed to the next.
+    SealOfSession,
     /// The arbiter refuses a change against another generation.
     ArbiterCompares,
     /// The arbiter answers only what is durable.

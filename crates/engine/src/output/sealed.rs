@@ -3,7 +3,7 @@
 
 use super::*;
 use crate::{
-    backup::testing::{Blank, tiny, until, world},
+    backup::testing::{Blank, session, term, tiny, until, world},
     disks::WriteLog,
     epoch,
     full_copy::FullCopy,
@@ -63,6 +63,7 @@ fn the_guest_goes_on_only_when_its_epochs_end_is_known() {
         let seal = scope.spawn(|| {
             epoch::seal(
                 machine,
+                (term(), session(1)),
                 node,
                 &output,
                 &disks,
@@ -128,6 +129,7 @@ fn an_epoch_leaves_out_what_the_full_copy_will_read_and_what_changes_all_the_tim
         });
         let (after, _) = epoch::seal(
             machine.take().unwrap(),
+            (term(), session(1)),
             &world.node,
             &output,
             &disks,

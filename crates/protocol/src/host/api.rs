@@ -89,6 +89,11 @@ pub enum Event {
 /// What the engine knows of an epoch that has just ended. See [`crate::message::Checkpoint`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Sealed {
+    /// The term in which it was ended. While the guest stood, another may have begun.
+    pub term: Term,
+    /// The session for which it was ended. The host may have another by now, to which this epoch is
+    /// not owed.
+    pub session: SessionId,
     /// Whether the session's full copy is contained in all that was sent with this epoch.
     pub complete: bool,
     /// All output of epochs up to this one has really left: a commit alone does not say so, since

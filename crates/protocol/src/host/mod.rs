@@ -60,7 +60,7 @@ use crate::arbiter::{Answer, Ask};
 use crate::detector::Detector;
 use crate::guards::{Guard, Guards};
 use crate::heartbeat::{Activity, Heartbeat, Uplink};
-use crate::id::{Epoch, Generation, Incarnation, Term};
+use crate::id::{Epoch, Generation, Incarnation, SessionId, Term};
 use crate::lanes::Lane;
 use crate::record::{Phase, Record, Refusal, Right};
 use crate::sidecar::Sidecar;
@@ -209,11 +209,11 @@ impl Host {
         self.permit
     }
 
-    /// Whether the engine may end the running epoch. When not, the guest waits: at most one
+    /// Whether the engine may end the running epoch for this session. When not, the guest waits: at most one
     /// epoch is uncommitted behind the running one.
-    pub fn may_seal(&self) -> bool {
+    pub fn may_seal(&self, session: SessionId) -> bool {
         match &self.role {
-            Role::Primary(primary) => primary.may_seal(self.guards),
+            Role::Primary(primary) => primary.may_seal(session, self.guards),
             _ => false,
         }
     }
@@ -412,6 +412,12 @@ impl Host {
     /// Starts the term that `record` began. The only way to become primary.
     fn launch(&mut self, now: Time, record: &Record, source: Source) {
         let term = Term(record.generation);
+        // A machine that goes on after it was frozen begins a term in which nobody is filled yet.
+        if let Role::Frozen(frozen) = &self.role
+            && let Some((session, ..)) = frozen.machine().and_then(Primary::filled)
+        {
+            self.act(Action::EndCopy(session));
+        }
         self.role = Role::Primary(Primary::new(term, now));
         self.seat.forget_pending();
         let sidecar = Sidecar::of(self.config.machine, self.me);

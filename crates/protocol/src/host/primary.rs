@@ -100,8 +100,8 @@ impl Primary {
         self.session.is_some()
     }
 
-    pub(super) fn may_seal(&self, guards: Guards) -> bool {
-        let Some(session) = &self.session else {
+    pub(super) fn may_seal(&self, id: SessionId, guards: Guards) -> bool {
+        let Some(session) = self.session.as_ref().filter(|s| s.id == id) else {
             return false;
         };
         let ended = self.rest.is_some_and(|rest| !rest.may_seal());
@@ -472,10 +472,20 @@ impl Host {
             return;
         };
         let (term, epoch) = (primary.term, primary.running);
+        if term != sealed.term && self.guards.on(Guard::SealOfTerm) {
+            // The epochs of this one are counted anew.
+            return;
+        }
         primary.running = epoch.next();
-        let Some(session) = &primary.session else {
+        let Some(session) = &mut primary.session else {
             return;
         };
+        if session.id != sealed.session && self.guards.on(Guard::SealOfSession) {
+            // The session for which it was ended has ended itself meanwhile: it goes nowhere, and
+            // all that is in it, the next one's full copy has.
+            session.received = session.received.max(epoch);
+            return;
+        }
         let checkpoint = Checkpoint {
             session: session.id,
             term,

@@ -27,6 +27,14 @@ fn record(generation: u64, runner: u128, heir: Option<u128>, phase: Phase) -> Re
     }
 }
 
+/// The session in which the heir of [`Bench::protected`] is filled.
+fn session() -> SessionId {
+    SessionId {
+        runner: incarnation(1),
+        number: 1,
+    }
+}
+
 /// A host and what it has said.
 struct Bench {
     host: Host,
@@ -175,14 +183,21 @@ impl Bench {
     }
 
     fn seal_and(&mut self, complete: bool, rests: bool) -> Vec<Action> {
-        assert!(self.host.may_seal());
-        let sealed = Sealed {
+        let sealed = self.sealed(complete, rests);
+        self.give(Event::Sealed(sealed))
+    }
+
+    /// What is said at the end of an epoch that may end now.
+    fn sealed(&self, complete: bool, rests: bool) -> Sealed {
+        assert!(self.host.may_seal(session()));
+        Sealed {
+            term: Term(Generation(3)),
+            session: session(),
             complete,
             released_through: Epoch(0),
             rx_next: 0,
             rests,
-        };
-        self.give(Event::Sealed(sealed))
+        }
     }
 
     /// A heartbeat of 2 that has just echoed ours.

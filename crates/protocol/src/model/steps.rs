@@ -239,11 +239,9 @@ impl World {
     /// Whether an epoch may end here.
     pub(super) fn may_seal(&self, host: usize) -> bool {
         self.process(host).is_some_and(|p| {
-            let ends = p
-                .guest
-                .as_ref()
-                .is_some_and(|g| g.session.is_some() && !g.paused);
-            ends && p.host.may_seal()
+            let guest = p.guest.as_ref().filter(|g| !g.paused);
+            let session = guest.and_then(|g| g.session);
+            session.is_some_and(|session| p.host.may_seal(session))
         })
     }
 

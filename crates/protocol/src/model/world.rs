@@ -454,7 +454,12 @@ impl World {
         let Some(guest) = &mut process.guest else {
             return;
         };
+        let Some(session) = guest.session else {
+            return;
+        };
         let sealed = Sealed {
+            term: guest.term,
+            session,
             complete: true,
             released_through: Epoch(0),
             rx_next: 0,

@@ -33,6 +33,7 @@ pub(super) struct Parcel {
 
 /// The machine that runs, or is paused.
 #[derive(Clone, Debug)]
+#[allow(clippy::struct_excessive_bools, reason = "each is a state by itself")]
 pub(super) struct Guest {
     pub(super) term: Term,
     pub(super) tip: Node,
@@ -42,6 +43,8 @@ pub(super) struct Guest {
     pub(super) waiting: bool,
     /// It is to rest with the end of the running epoch, or rests.
     pub(super) resting: bool,
+    /// The running epoch is being ended, and the guest stands.
+    pub(super) sealing: bool,
     /// Held output that has not left.
     pub(super) held: VecDeque<(Epoch, Node)>,
     pub(super) session: Option<SessionId>,

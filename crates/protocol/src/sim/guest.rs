@@ -34,6 +34,7 @@ impl World<'_> {
             paused: false,
             waiting: false,
             resting: false,
+            sealing: false,
             // Sent again before any new output.
             held: held.into_iter().map(|(_, node)| (Epoch(1), node)).collect(),
             session: None,
@@ -78,7 +79,8 @@ impl World<'_> {
         } else {
             self.now + self.random.between(2 * MS, 12 * MS)
         };
-        if self.now >= blocked && !guest.paused && !guest.waiting {
+        let stands = guest.paused || guest.waiting || guest.sealing;
+        if self.now >= blocked && !stands {
             let (term, epoch) = (guest.term.0.0, guest.epoch);
             let node = self.history.add(guest.tip, term, epoch.0, held, flush);
             guest.tip = node;
@@ -174,7 +176,7 @@ impl World<'_> {
             .hung_until
             .max(self.computers[host].stuck_until);
         if self.now < blocked {
-            return self.at(
+            return self.again(
                 blocked,
                 Happening::EpochEnds {
                     host,
@@ -203,41 +205,72 @@ impl World<'_> {
         let Some(process) = self.process(host) else {
             return;
         };
-        let allowed = process.host.may_seal();
         let Some(guest) = &mut process.guest else {
             return;
         };
         let due = guest.waiting || guest.resting;
-        if !due || guest.paused || guest.session.is_none() || !allowed {
+        let stands = guest.paused || guest.sealing;
+        let Some(session) = guest.session.filter(|_| due && !stands) else {
+            return;
+        };
+        if !process.host.may_seal(session) {
             return;
         }
-        let rests = guest.resting;
         guest.waiting = false;
-        guest.paused = rests;
         guest.rounds = guest.rounds.saturating_sub(1);
-        let complete = guest.rounds == 0;
         let released_through = guest
             .held
             .front()
             .map_or(guest.epoch, |(e, _)| Epoch(e.0 - 1));
+        guest.sealing = true;
         let sealed = Sealed {
-            complete,
+            term: guest.term,
+            session,
+            complete: guest.rounds == 0,
             released_through,
             rx_next: 0,
-            rests,
+            rests: guest.resting,
         };
+        let life = self.computers[host].life;
+        let pause = if self.random.chance(10) {
+            20 * MS
+        } else {
+            MS / 2
+        };
+        self.soon(0, pause, Happening::Sealed { host, life, sealed });
+    }
+
+    /// The pause with which an epoch ends is over. Anything may have happened to its host meanwhile.
+    pub(super) fn sealed(&mut self, host: usize, life: u64, sealed: Sealed) {
+        let blocked = self.computers[host]
+            .hung_until
+            .max(self.computers[host].stuck_until);
+        if self.now < blocked {
+            return self.again(blocked, Happening::Sealed { host, life, sealed });
+        }
+        let of_term = |guest: &Guest| guest.term == sealed.term;
+        let guest = self.process(host).and_then(|p| p.guest.as_mut());
+        if let Some(guest) = guest.filter(|guest| of_term(guest)) {
+            guest.sealing = false;
+            // Unless the rest was given up meanwhile.
+            guest.paused |= sealed.rests && guest.resting;
+        }
+        self.sealed_for = Some(sealed.session);
         self.handle(host, Event::Sealed(sealed));
+        self.sealed_for = None;
         let Some(process) = self.process(host) else {
             return;
         };
         let lag = process.host.status().lag;
-        if let Some(guest) = &mut process.guest {
-            guest.epoch = guest.epoch.next();
-        }
-        if lag > 1 {
+        let guest = process.guest.as_mut().filter(|guest| of_term(guest));
+        let Some(guest) = guest else {
+            return;
+        };
+        guest.epoch = guest.epoch.next();
+        if lag > 1 && guest.session.is_some() {
             self.broke(Broken::Unbounded);
         }
-        if !rests {
+        if !sealed.rests {
             self.plan_epoch(host);
         }
     }

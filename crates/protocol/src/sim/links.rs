@@ -97,7 +97,7 @@ impl World<'_> {
         }
         let blocked = computer.hung_until.max(computer.stuck_until);
         if now < blocked {
-            return self.at(blocked, Happening::Pump { stream: number });
+            return self.again(blocked, Happening::Pump { stream: number });
         }
         if !open && stream.lingers > 0 {
             let Some(stream) = self.streams.get_mut(&number) else {
@@ -228,7 +228,7 @@ impl World<'_> {
     pub(super) fn closed(&mut self, host: usize, number: u64) {
         if self.now < self.computers[host].hung_until {
             let (at, life) = (self.computers[host].hung_until, self.computers[host].life);
-            return self.at(at, Happening::Closed { host, life, number });
+            return self.again(at, Happening::Closed { host, life, number });
         }
         let Some(process) = self.process(host) else {
             return;

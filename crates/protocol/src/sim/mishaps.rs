@@ -47,7 +47,7 @@ impl World<'_> {
         let unheld = self.mode;
         if self.now < self.computers[host].hung_until {
             let at = self.computers[host].hung_until + MS;
-            return self.at(at, Happening::Mode { host });
+            return self.again(at, Happening::Mode { host });
         }
         self.computers[host].unheld = unheld;
         if self.computers[host].process.is_none() {

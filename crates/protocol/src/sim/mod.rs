@@ -28,6 +28,7 @@ use std::fmt;
 use std::time::Duration;
 
 use crate::guards::Guards;
+use crate::host::Sealed;
 use crate::timing::Timing;
 
 use world::World;
@@ -217,6 +218,12 @@ enum Happening {
         host: usize,
         life: u64,
         version: u64,
+    },
+    /// The pause is over with which it ends.
+    Sealed {
+        host: usize,
+        life: u64,
+        sealed: Sealed,
     },
     /// A connection delivers.
     Pump { stream: u64 },

@@ -45,6 +45,11 @@ impl World<'_> {
                     }
                 }
             }
+            // What was copied in the pause belongs to another full copy: there is nothing to send.
+            Action::Send {
+                message: Message::Checkpoint(checkpoint),
+                ..
+            } if self.sealed_for != Some(checkpoint.session) => {}
             Action::Send { to, message } => {
                 if let Message::Yield(_) = message {
                     let guest = self.process(host).and_then(|p| p.guest.as_ref());

@@ -7,7 +7,7 @@ use std::time::Duration;
 use crate::arbiter::Arbiter;
 use crate::guards::Guards;
 use crate::host::{Config, Event, Host, Permit, RoleName};
-use crate::id::{Incarnation, MachineId};
+use crate::id::{Incarnation, MachineId, SessionId};
 use crate::record::Record;
 use crate::sidecar::Sidecar;
 use crate::time::Time;
@@ -97,6 +97,8 @@ pub(super) struct World<'a> {
     pub(super) unheld_passed: Vec<Node>,
     /// In what state the guest was yielded to the heir; until the next start.
     pub(super) yielded: Option<Node>,
+    /// The session of the epoch whose end a host is being told.
+    pub(super) sealed_for: Option<SessionId>,
     /// When the machine was last switched over for an uplink.
     pub(super) switched_at: Option<u64>,
     pub(super) stage: Stage,
@@ -171,6 +173,7 @@ impl<'a> World<'a> {
             promoted: Vec::new(),
             unheld_passed: Vec::new(),
             yielded: None,
+            sealed_for: None,
             switched_at: None,
             stage: Stage::Faults,
             path_trouble: 0,
@@ -262,6 +265,18 @@ impl<'a> World<'a> {
         self.at(at, happening);
     }
 
+    /// What a host in trouble cannot do happens when its trouble is over, `until` then: all trouble
+    /// ends when the faults stop.
+    pub(super) fn again(&mut self, until: u64, happening: Happening) {
+        let stop = FAULTS_END + 5 * MS;
+        let at = if self.now < stop {
+            until.min(stop)
+        } else {
+            until
+        };
+        self.at(at, happening);
+    }
+
     pub(super) fn clock(&self, host: usize) -> Time {
         let computer = &self.computers[host];
         let drift = i128::from(self.now) * i128::from(computer.rate) / 1_000_000;
@@ -293,7 +308,7 @@ impl<'a> World<'a> {
             Happening::Done { host, life, event } if self.alive(host, life) => {
                 let hung = self.computers[host].hung_until;
                 if self.now < hung {
-                    self.at(hung + MS / 5, Happening::Done { host, life, event });
+                    self.again(hung + MS / 5, Happening::Done { host, life, event });
                 } else {
                     self.handle(host, *event);
                 }
@@ -326,6 +341,9 @@ impl<'a> World<'a> {
                 version,
             } if self.alive(host, life) => {
                 self.epoch_ends(host, life, version);
+            }
+            Happening::Sealed { host, life, sealed } if self.alive(host, life) => {
+                self.sealed(host, life, sealed);
             }
             Happening::Pump { stream } => self.pump(stream),
             Happening::Connect { a, b } => self.connect(a, b),
@@ -465,7 +483,7 @@ impl<'a> World<'a> {
         let computer = &self.computers[host];
         if self.now < computer.hung_until {
             let at = computer.hung_until;
-            return self.at(at, Happening::Tick { host, life });
+            return self.again(at, Happening::Tick { host, life });
         }
         let stuck = self.now < computer.stuck_until;
         let drained = computer.process.as_ref().is_none_or(|p| p.inbox.is_empty());

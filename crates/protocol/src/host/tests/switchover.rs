@@ -2,14 +2,6 @@
 
 use super::*;
 
-/// The session in which the bench's heir is filled.
-fn session() -> SessionId {
-    SessionId {
-        runner: incarnation(1),
-        number: 1,
-    }
-}
-
 fn yields(actions: &[Action]) -> bool {
     actions.iter().any(|a| {
         matches!(
@@ -46,7 +38,7 @@ fn resting() -> Bench {
     let begun = bench.give(Event::Switchover);
     assert!(begun.contains(&Action::Rest) && stays(&begun).is_none());
     bench.seal_and(true, true);
-    assert!(!bench.host.may_seal(), "the guest rests");
+    assert!(!bench.host.may_seal(session()), "the guest rests");
     bench
 }
 
@@ -81,7 +73,7 @@ fn a_guest_whose_rest_leads_nowhere_goes_on_in_the_same_term() {
     assert!(given_up.contains(&Action::Thaw) && !runs(&given_up));
     assert_eq!(stays(&given_up), Some(Stays::NoCommit));
     let late = bench.link(Message::Commit(session(), Epoch(3)));
-    assert!(!yields(&late) && bench.host.may_seal());
+    assert!(!yields(&late) && bench.host.may_seal(session()));
     // So does one whose session ends.
     let mut bench = resting();
     let closed = bench.give(Event::Closed(incarnation(2)));
@@ -102,8 +94,74 @@ fn what_nobody_takes_is_claimed_back() {
     assert_eq!(changes(&claim)[0], (Some(2), Phase::Claimed));
     bench.answer(Some(record(5, 1, Some(2), Phase::Claimed)));
     let back = bench.answer(Some(record(6, 1, None, Phase::Running)));
-    assert!(runs(&back));
+    let at = |wanted: &dyn Fn(&Action) -> bool| back.iter().position(wanted);
+    let ended = at(&|a| *a == Action::EndCopy(session()));
+    let run = at(&|a| matches!(a, Action::Run { .. }));
+    assert!(ended.is_some() && ended < run, "{back:?}");
     assert_eq!(stays(&back), Some(Stays::NotTaken));
+}
+
+#[test]
+fn an_epoch_whose_session_or_term_ended_in_its_pause_is_owed_to_nobody() {
+    let next = SessionId {
+        number: 2,
+        ..session()
+    };
+    // The session ends, and the next is already copying.
+    let copying = || {
+        let mut bench = Bench::protected();
+        let late = bench.sealed(true, false);
+        bench.give(Event::Closed(incarnation(2)));
+        bench.answer(Some(record(5, 1, None, Phase::Running)));
+        bench.give(Event::Connected(incarnation(2)));
+        for _ in 0..50 {
+            bench.beat(Activity::Waiting);
+            bench.pass(8 * MS);
+        }
+        bench.link(Message::Ready(next));
+        (bench, late)
+    };
+    let sends = |actions: &[Action]| {
+        let checkpoint = |a: &Action| {
+            matches!(
+                a,
+                Action::Send {
+                    message: Message::Checkpoint(_),
+                    ..
+                }
+            )
+        };
+        actions.iter().any(checkpoint)
+    };
+    let (mut bench, late) = copying();
+    assert!(bench.host.may_seal(next) && !bench.host.may_seal(session()));
+    assert!(!sends(&bench.give(Event::Sealed(late))));
+    assert!(bench.host.may_seal(next), "it waits for no answer");
+    assert_eq!(bench.host.status().epoch, Epoch(4), "and has its number");
+    let own = Sealed {
+        session: next,
+        ..late
+    };
+    assert!(sends(&bench.give(Event::Sealed(own))));
+    // The term ends: what runs in the next is its first epoch.
+    let mut bench = Bench::protected();
+    let late = bench.sealed(true, false);
+    let next = *bench.host.seat.view().expect("it runs the machine");
+    let claimed = Record {
+        generation: Generation(5),
+        phase: Phase::Claimed,
+        ..next
+    };
+    bench.answer(Some(claimed));
+    let running = Record {
+        generation: Generation(6),
+        heir: None,
+        phase: Phase::Running,
+        ..next
+    };
+    assert!(runs(&bench.answer(Some(running))));
+    bench.give(Event::Sealed(late));
+    assert_eq!(bench.host.status().epoch, Epoch(1));
 }
 
 #[test]
