@@ -29,15 +29,21 @@ impl World<'_> {
             .find(|(_, p)| p.me == of)
     }
 
-    /// A term begins. Says from which state, unless that is already the end of the run.
-    pub(super) fn check_start(&mut self, host: usize, source: Source, term: Term) -> Option<Node> {
+    /// A host believes that it is the runner in this term.
+    pub(super) fn check_term(&mut self, term: Term) {
         self.outcome.terms += 1;
         if let Stage::Stopped(_) = self.stage {
             self.broke(Broken::Resurrected);
         }
-        if term.0.0 <= self.history.newest_term {
+        if term.0.0 <= self.launched {
             self.broke(Broken::TwoStarts);
         }
+        self.launched = self.launched.max(term.0.0);
+    }
+
+    /// A term begins. Says from which state, unless that is already the end of the run.
+    pub(super) fn check_start(&mut self, host: usize, source: Source, term: Term) -> Option<Node> {
+        let late = term.0.0 < self.history.newest_term;
         self.history.newest_term = self.history.newest_term.max(term.0.0);
         let process = self.computers[host].process.as_ref()?;
         let (tip, whole) = match source {
@@ -58,6 +64,10 @@ impl World<'_> {
         if !whole {
             self.broke(Broken::NotWhole);
             return None;
+        }
+        if late {
+            // A newer term has begun before this thread came to it. What it does goes nowhere.
+            return Some(tip);
         }
         let (loaded, promoted) = (process.loaded, process.promoted);
         if !loaded && source != Source::Paused {
@@ -176,6 +186,7 @@ impl World<'_> {
             return;
         }
         let runner = self.stored.runner;
+        self.strike_winner(runner);
         let promoted = self.promoted.iter().find(|(i, _)| *i == runner).copied();
         if let Some((runner, host)) = promoted {
             let replica = self

@@ -3,7 +3,7 @@
 
 use std::collections::VecDeque;
 
-use crate::host::{Host, Permit};
+use crate::host::{Action, Host, Permit};
 use crate::id::{Epoch, Incarnation, SessionId, Term};
 use crate::message::Message;
 use crate::sidecar::Sidecar;
@@ -85,8 +85,8 @@ pub(super) struct Process {
     pub(super) loaded: bool,
     /// The operator accepted a loss for it.
     pub(super) promoted: bool,
-    /// Applying was stopped by a freeze.
-    pub(super) frozen: bool,
+    /// What the thread that holds the machine has yet to do.
+    pub(super) orders: VecDeque<Action>,
     /// This process can load nothing: what a trial is for.
     pub(super) broken: bool,
     /// Since when it calls itself protected although it is not.

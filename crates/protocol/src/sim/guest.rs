@@ -7,7 +7,7 @@ use crate::message::{Checkpoint, Message};
 use super::engine::Guest;
 use super::history::Node;
 use super::world::World;
-use super::{Broken, Happening, MS};
+use super::{Happening, MS};
 
 impl World<'_> {
     pub(super) fn run_term(&mut self, host: usize, source: Source, term: Term) {
@@ -26,7 +26,6 @@ impl World<'_> {
             Source::Paused => process.guest.take().map(|g| g.held).unwrap_or_default(),
         };
         process.replica = None;
-        process.frozen = false;
         process.guest = Some(Guest {
             term,
             tip,
@@ -261,15 +260,11 @@ impl World<'_> {
         let Some(process) = self.process(host) else {
             return;
         };
-        let lag = process.host.status().lag;
         let guest = process.guest.as_mut().filter(|guest| of_term(guest));
         let Some(guest) = guest else {
             return;
         };
         guest.epoch = guest.epoch.next();
-        if lag > 1 && guest.session.is_some() {
-            self.broke(Broken::Unbounded);
-        }
         if !sealed.rests {
             self.plan_epoch(host);
         }

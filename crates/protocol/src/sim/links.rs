@@ -1,6 +1,6 @@
 //! Datagrams and connections between hosts.
 
-use crate::host::Event;
+use crate::host::{Action, Event};
 use crate::id::Incarnation;
 use crate::message::Message;
 
@@ -113,11 +113,18 @@ impl World<'_> {
             return;
         };
         let sender = stream.sender;
+        let prepare = |action: &Action| matches!(action, Action::Prepare(_));
+        let process = self.computers[to].process.as_ref();
+        let prepares = process.is_some_and(|p| p.orders.iter().any(prepare));
         match stream.queue.front() {
             None => stream.pumping = false,
             Some((at, _)) if *at > now => {
                 let at = *at;
                 self.at(at, Happening::Pump { stream: number });
+            }
+            // Nothing of a session is taken before there is a replica for it.
+            Some((_, parcel)) if prepares && matches!(parcel.message, Message::Checkpoint(_)) => {
+                self.at(now + MS / 10, Happening::Pump { stream: number });
             }
             Some(_) => {
                 let Some((_, parcel)) = stream.queue.pop_front() else {

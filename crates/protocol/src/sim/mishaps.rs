@@ -1,10 +1,11 @@
 //! Carrying out the faults, and ending them.
 
 use crate::host::{Event, RoleName};
+use crate::id::Incarnation;
 
 use super::faults::Fault;
 use super::network::{ARBITER, Network, PATHS};
-use super::world::{Stage, World};
+use super::world::{FAULTS_END, Stage, World};
 use super::{HOSTS, Happening, MS};
 
 impl World<'_> {
@@ -17,6 +18,18 @@ impl World<'_> {
             process.lies_since = None;
         }
         self.at(until + MS / 20, Happening::Wake { host, life });
+    }
+
+    /// Now and then the winner of a claim dies before it runs.
+    pub(super) fn strike_winner(&mut self, winner: Incarnation) {
+        if self.stage != Stage::Faults || !self.random.chance(8) {
+            return;
+        }
+        if let Some((host, _)) = self.incarnation(winner) {
+            let returns = self.random.between(10, 700) * MS;
+            let death = Happening::Fault(Fault::Kill { host, returns });
+            self.soon(0, 40 * MS, death);
+        }
     }
 
     pub(super) fn backlog(&mut self, host: usize, until: u64) {
@@ -166,8 +179,11 @@ impl World<'_> {
             }
             Fault::Mode { unheld } => {
                 self.mode = unheld;
+                // So long may the hosts differ.
+                let within = if self.random.chance(50) { 300 } else { 1_500 };
+                let within = (within * MS).min(FAULTS_END.saturating_sub(now));
                 for host in 0..HOSTS {
-                    self.soon(0, 300 * MS, Happening::Mode { host });
+                    self.soon(0, within, Happening::Mode { host });
                 }
             }
             Fault::LoadFails { host, lasts } => self.computers[host].load_fails_until = now + lasts,

@@ -19,6 +19,7 @@ mod links;
 mod mishaps;
 mod muted;
 mod network;
+mod orders;
 mod perform;
 mod random;
 mod switching;
@@ -225,6 +226,8 @@ enum Happening {
         life: u64,
         sealed: Sealed,
     },
+    /// The thread that holds the machine looks for orders.
+    Orders { host: usize, life: u64 },
     /// A connection delivers.
     Pump { stream: u64 },
     /// Two hosts try to connect.

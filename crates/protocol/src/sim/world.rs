@@ -1,7 +1,7 @@
 //! The world: its clock, its events, and what carries out the actions of the state machines.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BinaryHeap};
+use std::collections::{BTreeMap, BinaryHeap, VecDeque};
 use std::time::Duration;
 
 use crate::arbiter::Arbiter;
@@ -97,6 +97,8 @@ pub(super) struct World<'a> {
     pub(super) unheld_passed: Vec<Node>,
     /// In what state the guest was yielded to the heir; until the next start.
     pub(super) yielded: Option<Node>,
+    /// The newest term of which a host was told that it is its runner's.
+    pub(super) launched: u64,
     /// The session of the epoch whose end a host is being told.
     pub(super) sealed_for: Option<SessionId>,
     /// When the machine was last switched over for an uplink.
@@ -173,6 +175,7 @@ impl<'a> World<'a> {
             promoted: Vec::new(),
             unheld_passed: Vec::new(),
             yielded: None,
+            launched: 0,
             sealed_for: None,
             switched_at: None,
             stage: Stage::Faults,
@@ -195,18 +198,7 @@ impl<'a> World<'a> {
             }
         }
         if world.changes_mode(seed) {
-            let mut unheld = first_mode;
-            for _ in 0..world.random.between(1, 4) {
-                unheld = !unheld;
-                let at = world.random.between(600 * MS, FAULTS_END - 900 * MS);
-                world.at(at, Happening::Fault(Fault::Mode { unheld }));
-                // What makes it go wrong is a fault at the same time.
-                if world.random.chance(60) {
-                    let at = (at + world.random.between(0, 200) * MS).saturating_sub(60 * MS);
-                    let fault = Fault::any(&mut world.random);
-                    world.at(at, Happening::Fault(fault));
-                }
-            }
+            world.plan_modes(first_mode);
         }
         for (at, fault) in Fault::schedule(&mut world.random, 600 * MS, FAULTS_END - 300 * MS) {
             world.at(at, Happening::Fault(fault));
@@ -263,6 +255,30 @@ impl<'a> World<'a> {
     pub(super) fn soon(&mut self, low: u64, high: u64, happening: Happening) {
         let at = self.now + self.random.between(low, high);
         self.at(at, happening);
+    }
+
+    /// When the operator changes the mode, and what goes wrong then.
+    fn plan_modes(&mut self, first: bool) {
+        let mut unheld = first;
+        for _ in 0..self.random.between(1, 4) {
+            unheld = !unheld;
+            let at = self.random.between(600 * MS, FAULTS_END - 900 * MS);
+            self.at(at, Happening::Fault(Fault::Mode { unheld }));
+            // What makes it go wrong is a fault at the same time.
+            if self.random.chance(60) {
+                let at = (at + self.random.between(0, 200) * MS).saturating_sub(60 * MS);
+                let fault = Fault::any(&mut self.random);
+                self.at(at, Happening::Fault(fault));
+            }
+            // Or one while the hosts differ: a connection that closes just before its host is cut off.
+            if self.random.chance(30) {
+                let at = at + self.random.between(100, 890) * MS;
+                let (host, lasts) = (self.random.index(HOSTS), 200 * MS);
+                self.at(at, Happening::Fault(Fault::Reset { host }));
+                let at = at + self.random.between(0, 3 * MS);
+                self.at(at, Happening::Fault(Fault::Isolate { host, lasts }));
+            }
+        }
     }
 
     /// What a host in trouble cannot do happens when its trouble is over, `until` then: all trouble
@@ -345,6 +361,7 @@ impl<'a> World<'a> {
             Happening::Sealed { host, life, sealed } if self.alive(host, life) => {
                 self.sealed(host, life, sealed);
             }
+            Happening::Orders { host, life } if self.alive(host, life) => self.orders(host, life),
             Happening::Pump { stream } => self.pump(stream),
             Happening::Connect { a, b } => self.connect(a, b),
             Happening::Closed { host, life, number } if self.alive(host, life) => {
@@ -429,7 +446,7 @@ impl<'a> World<'a> {
             links: [None; HOSTS],
             loaded: false,
             promoted: false,
-            frozen: false,
+            orders: VecDeque::new(),
             broken,
             lies_since: None,
             inbox: Vec::new(),
