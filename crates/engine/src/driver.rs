@@ -537,7 +537,10 @@ impl Driver {
 
     fn discard(&mut self) {
         self.rehearsals.stop();
-        self.session = None;
+        if let Some(session) = self.session.take() {
+            // The link may well live on, with whoever runs the machine now at its other end.
+            session.outbox.push(Item::Shut(session.id));
+        }
         self.node.input.keep();
         self.wanted = None;
         self.reset = false;
@@ -554,12 +557,6 @@ impl Driver {
             self.life += 1;
             self.node.report(Report::Idle);
         }
-        if self
-            .building
-            .is_some_and(|purpose| purpose != guest::Purpose::Replica)
-        {
-            self.building = None;
-            self.life += 1;
-        }
+        self.build_none_to_run();
     }
 }

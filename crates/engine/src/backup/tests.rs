@@ -391,7 +391,7 @@ fn what_was_on_its_way_is_that_of_the_newest_commit() {
 fn what_was_on_its_way_goes_with_its_replica() {
     let drops: [&dyn Fn(&Bench); 3] = [
         &|bench| bench.backup.discard(),
-        &|bench| bench.backup.no_machine(),
+        &|bench| drop(bench.backup.no_machine()),
         &|bench| {
             let replica = replica(&bench.theirs);
             bench.backup.prepare(session(2), replica).unwrap();
@@ -429,6 +429,13 @@ fn what_the_runner_before_passes_on_is_for_the_guest_that_runs_here() {
     assert_eq!(late(&bench, 1, 0), Some(vec![9; 60]));
     assert_eq!(late(&bench, 2, 0), None, "another session");
     assert_eq!(late(&bench, 1, 1), None, "no such card");
+    // For a while: who sent it will have asked again.
+    let taken_over = bench.backup.lock().late;
+    let (of, until) = taken_over.expect("of the session that was taken over");
+    assert!(until <= clock::now() + LATE);
+    bench.backup.lock().late = Some((of, clock::now()));
+    assert_eq!(late(&bench, 1, 0), None, "too late");
+    bench.backup.lock().late = Some((of, until));
     bench.backup.discard();
     assert_eq!(late(&bench, 1, 0), None, "nothing runs here any more");
 
@@ -483,7 +490,7 @@ fn a_commit_does_not_show_in_the_rehearsal_that_goes_on() {
 fn a_rehearsal_ends_with_its_replica() {
     let ends: [fn(&Bench); 4] = [
         |bench| bench.backup.discard(),
-        |bench| bench.backup.no_machine(),
+        |bench| drop(bench.backup.no_machine()),
         |bench| bench.backup.stop_rehearsal(),
         |bench| {
             let next = replica(&bench.theirs);

@@ -66,6 +66,14 @@ impl Driver {
         }
     }
 
+    /// Nobody wants a machine any more that is being made to run here.
+    pub(super) fn build_none_to_run(&mut self) {
+        if (self.building).is_some_and(|purpose| purpose != Purpose::Replica) {
+            self.building = None;
+            self.life += 1;
+        }
+    }
+
     /// A machine was made, or could not be.
     pub(super) fn built(&mut self, life: u64, built: Result<Paused, Error>) -> Flow {
         let Some(purpose) = self.building.filter(|_| life == self.life) else {
@@ -104,6 +112,12 @@ impl Driver {
         let (paused, taken_over) = match (source, std::mem::take(&mut self.held)) {
             (Source::Replica { .. }, Held::Ready(paused)) => (paused, true),
             (Source::Cold | Source::Paused, Held::Paused(paused)) => (paused, false),
+            (Source::Paused, Held::Nothing) if self.building == Some(Purpose::Again) => {
+                // Its guest had asked for a reset when it was frozen: it runs once it is made.
+                self.node.output.begin(true);
+                self.term = term;
+                return Ok(());
+            }
             _ => {
                 return Err(Error::Invalid(
                     "the machine was to run and is not loaded".into(),
@@ -111,14 +125,17 @@ impl Driver {
             }
         };
         let in_flight = taken_over.then(|| self.backup.take_in_flight());
-        self.backup.no_machine();
+        let replica = self.backup.no_machine();
         if taken_over {
             self.settle_disks();
         }
         self.node.output.begin(source == Source::Paused);
         self.held = Held::Paused(paused);
         self.term = term;
-        self.go_on(in_flight)
+        let went = self.go_on(in_flight);
+        // The guest need not wait for that: hundreds of megabytes go back to the host.
+        drop(replica);
+        went
     }
 
     /// Lets the paused machine run, and says on the network that it is here. One that was taken over begins with what was on

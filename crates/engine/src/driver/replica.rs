@@ -47,6 +47,7 @@ impl Driver {
             Held::Running(_) | Held::Paused(_) => self.held = Held::Nothing,
             Held::Nothing | Held::Ready(_) => {}
         }
+        self.build_none_to_run();
         self.be_ready();
     }
 

@@ -26,7 +26,7 @@ use romulus_protocol::{
     arbiter::Answer,
     control::Limits,
     host::{Event, Pass, Permit, RoleName},
-    id::{Epoch, Generation},
+    id::{Epoch, Generation, Term},
     message::Message,
     record::{Phase, Record},
     timing::Timing,
@@ -155,7 +155,7 @@ impl Bench {
         cable.set_nonblocking(true).unwrap();
         let state = directory.path().join("state");
         let (backup, _) = backup(&disks, &state);
-        backup.no_machine();
+        drop(backup.no_machine());
         let backup = Arc::new(backup);
         let settings = settings(&state);
         let shape = tiny.shape().unwrap();
@@ -389,5 +389,26 @@ fn a_reset_guest_waits_until_everything_may_leave() {
     assert_eq!(bench.left(), 0, "a frame of the guest before");
     bench.order(Order::Acknowledged);
     bench.report(is_running);
+    bench.goes_on();
+}
+
+#[test]
+fn a_guest_that_was_frozen_in_its_reset_runs_when_it_is_to() {
+    let Some(bench) = Bench::new(false) else {
+        return;
+    };
+    bench.run();
+    bench.goes_on();
+    bench.order(Order::Exited(2, Exit::Reset));
+    // The backup may have claimed the machine just then, and handed it back.
+    bench.order(Order::Freeze);
+    bench.order(Order::Run {
+        source: Source::Paused,
+        term: Term(Generation(9)),
+    });
+    bench.made(2);
+    bench.node().output.permit(ALL);
+    bench.order(Order::Acknowledged);
+    bench.report(|report| matches!(report, Report::Running { term: 9, .. }));
     bench.goes_on();
 }

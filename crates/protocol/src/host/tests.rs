@@ -268,6 +268,25 @@ fn a_new_machine_starts_from_its_disk_in_two_steps() {
     )))));
 }
 
+#[test]
+fn a_machine_that_was_loaded_for_a_claim_is_dropped_when_another_host_has_it() {
+    let sidecar = Sidecar::of(MACHINE, incarnation(9)).with(incarnation(1));
+    for loaded in [None, Some(true), Some(false)] {
+        let mut bench = Bench::new(1, sidecar.clone());
+        let loads = bench.answer(Some(record(2, 1, Some(2), Phase::Claimed)));
+        assert!(loads.contains(&Action::Load(Source::Cold)), "{loads:?}");
+        if let Some(ok) = loaded {
+            bench.give(Event::Loaded(ok));
+        }
+        let taken = bench.answer(Some(record(3, 2, Some(1), Phase::Claimed)));
+        assert!(taken.contains(&Action::Discard), "{taken:?}");
+        // Once is enough, and what still comes of it is nobody's.
+        let runs = bench.answer(Some(record(4, 2, None, Phase::Running)));
+        assert!(!runs.contains(&Action::Discard));
+        assert_eq!(changes(&bench.give(Event::Loaded(true))), []);
+    }
+}
+
 /// How long a host waits before it makes ready to claim a machine that `record` describes.
 fn patience(record: Record, preferred: bool) -> Duration {
     let disk = Sidecar::of(MACHINE, incarnation(9));

@@ -100,7 +100,10 @@ impl Host {
         };
         waiting.quiet_since = now;
         if !mine {
-            waiting.load = Load::No;
+            // A machine that was made for a claim of this host is in the way of the next replica.
+            if std::mem::replace(&mut waiting.load, Load::No) != Load::No {
+                self.act(Action::Discard);
+            }
             return;
         }
         let won = settled.is_some() || !self.guards.on(Guard::ReadNever);

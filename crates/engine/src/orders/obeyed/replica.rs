@@ -76,6 +76,18 @@ fn state_of(tiny: &Tiny) -> Vec<u8> {
 }
 
 #[test]
+fn a_replica_has_a_machine_though_one_was_being_made_to_run() {
+    let Some(bench) = Bench::new(false) else {
+        return;
+    };
+    bench.order(Order::Load(Source::Cold));
+    bench.order(Order::Prepare(session(1)));
+    bench.made(2);
+    let ready = || bench.order(Order::Ready);
+    assert!(bench.backup.await_machine(bench.node(), ready));
+}
+
+#[test]
 fn only_a_replica_that_was_loaded_is_called_tried() {
     let Some(bench) = Bench::new(false) else {
         return;
