@@ -216,16 +216,13 @@ impl Backup {
         });
     }
 
-    /// There is no machine that takes pages any more, and so no replica. What is returned has all its memory: to be dropped when
-    /// there is time for that.
-    pub(crate) fn no_machine(&self) -> Option<Replica> {
+    /// There is no machine that takes pages any more, and so no replica.
+    pub(crate) fn no_machine(&self) {
         self.change(|inner| {
-            let replica = inner.replica.take();
             inner.drop_replica();
             inner.memory = None;
             inner.failed = false;
-            replica
-        })
+        });
     }
 
     /// Drops the replica. The machine stays ready for the next.

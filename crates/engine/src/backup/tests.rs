@@ -391,7 +391,7 @@ fn what_was_on_its_way_is_that_of_the_newest_commit() {
 fn what_was_on_its_way_goes_with_its_replica() {
     let drops: [&dyn Fn(&Bench); 3] = [
         &|bench| bench.backup.discard(),
-        &|bench| drop(bench.backup.no_machine()),
+        &|bench| bench.backup.no_machine(),
         &|bench| {
             let replica = replica(&bench.theirs);
             bench.backup.prepare(session(2), replica).unwrap();
@@ -490,7 +490,7 @@ fn a_commit_does_not_show_in_the_rehearsal_that_goes_on() {
 fn a_rehearsal_ends_with_its_replica() {
     let ends: [fn(&Bench); 4] = [
         |bench| bench.backup.discard(),
-        |bench| drop(bench.backup.no_machine()),
+        |bench| bench.backup.no_machine(),
         |bench| bench.backup.stop_rehearsal(),
         |bench| {
             let next = replica(&bench.theirs);

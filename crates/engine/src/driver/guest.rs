@@ -125,17 +125,14 @@ impl Driver {
             }
         };
         let in_flight = taken_over.then(|| self.backup.take_in_flight());
-        let replica = self.backup.no_machine();
+        self.backup.no_machine();
         if taken_over {
             self.settle_disks();
         }
         self.node.output.begin(source == Source::Paused);
         self.held = Held::Paused(paused);
         self.term = term;
-        let went = self.go_on(in_flight);
-        // The guest need not wait for that: hundreds of megabytes go back to the host.
-        drop(replica);
-        went
+        self.go_on(in_flight)
     }
 
     /// Lets the paused machine run, and says on the network that it is here. One that was taken over begins with what was on

@@ -155,7 +155,7 @@ impl Bench {
         cable.set_nonblocking(true).unwrap();
         let state = directory.path().join("state");
         let (backup, _) = backup(&disks, &state);
-        drop(backup.no_machine());
+        backup.no_machine();
         let backup = Arc::new(backup);
         let settings = settings(&state);
         let shape = tiny.shape().unwrap();
