@@ -54,9 +54,7 @@ impl World<'_> {
     }
 
     pub(super) fn operation(&mut self, host: usize, life: u64, version: u64) {
-        let blocked = self.computers[host]
-            .hung_until
-            .max(self.computers[host].stuck_until);
+        let blocked = self.blocked_until(host);
         let (flush, held) = (
             self.random.chance(15),
             !self.unheld || self.random.chance(60),
@@ -171,9 +169,7 @@ impl World<'_> {
     }
 
     pub(super) fn epoch_ends(&mut self, host: usize, life: u64, version: u64) {
-        let blocked = self.computers[host]
-            .hung_until
-            .max(self.computers[host].stuck_until);
+        let blocked = self.blocked_until(host);
         if self.now < blocked {
             return self.again(
                 blocked,
@@ -195,9 +191,7 @@ impl World<'_> {
     }
 
     pub(super) fn seal_if_allowed(&mut self, host: usize) {
-        let blocked = self.computers[host]
-            .hung_until
-            .max(self.computers[host].stuck_until);
+        let blocked = self.blocked_until(host);
         if self.now < blocked {
             return;
         }
@@ -241,9 +235,7 @@ impl World<'_> {
 
     /// The pause with which an epoch ends is over. Anything may have happened to its host meanwhile.
     pub(super) fn sealed(&mut self, host: usize, life: u64, sealed: Sealed) {
-        let blocked = self.computers[host]
-            .hung_until
-            .max(self.computers[host].stuck_until);
+        let blocked = self.blocked_until(host);
         if self.now < blocked {
             return self.again(blocked, Happening::Sealed { host, life, sealed });
         }

@@ -95,7 +95,7 @@ impl World<'_> {
             self.streams.remove(&number);
             return;
         }
-        let blocked = computer.hung_until.max(computer.stuck_until);
+        let blocked = self.blocked_until(to);
         if now < blocked {
             return self.again(blocked, Happening::Pump { stream: number });
         }

@@ -33,9 +33,7 @@ impl World<'_> {
 
     /// It looks for orders.
     pub(super) fn orders(&mut self, host: usize, life: u64) {
-        let blocked = self.computers[host]
-            .hung_until
-            .max(self.computers[host].stuck_until);
+        let blocked = self.blocked_until(host);
         if self.now < blocked {
             return self.again(blocked, Happening::Orders { host, life });
         }

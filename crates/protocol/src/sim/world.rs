@@ -293,6 +293,12 @@ impl<'a> World<'a> {
         self.at(at, happening);
     }
 
+    /// Until when the thread that holds a host's machine does nothing.
+    pub(super) fn blocked_until(&self, host: usize) -> u64 {
+        let computer = &self.computers[host];
+        computer.hung_until.max(computer.stuck_until)
+    }
+
     pub(super) fn clock(&self, host: usize) -> Time {
         let computer = &self.computers[host];
         let drift = i128::from(self.now) * i128::from(computer.rate) / 1_000_000;
