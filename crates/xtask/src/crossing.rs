@@ -6,7 +6,7 @@ use crate::{
     machine_file::FIRST_GUEST,
     pair::{Cut, Pair, Steps, UnixSeconds, unix_seconds},
     probe::{self, Question, Seen},
-    sipp::{self, Load, Outcome, Sipp, Transport},
+    sipp::{self, Load, Outcome, Registering, Transport},
 };
 use anyhow::{Context as _, Result};
 use images::Step;
@@ -173,7 +173,7 @@ pub(crate) fn run(
                 rate,
                 count: rate * plan.seconds,
             };
-            sipps.push((transport, word, sipp::start(client, load)?));
+            sipps.push((transport, sipp::start(client, load)?));
         }
     }
 
@@ -199,18 +199,12 @@ pub(crate) fn run(
     let seen = probe.finish()?;
     let history = counter.finish()?;
     let mut loads = Vec::new();
-    let mut words = Vec::new();
-    for (transport, word, sipp) in sipps {
+    for (transport, sipp) in sipps {
         loads.push((transport, sipp.finish()?));
-        words.push(word);
     }
 
     let moment = cut.as_ref().map(|cut| unix_seconds(cut.at));
-    let of_loads = words
-        .iter()
-        .zip(&loads)
-        .map(|(word, (_, load))| (*word, load));
-    let (acknowledged, users) = acknowledged(&plan.name, of_loads, moment);
+    let (acknowledged, users) = acknowledged(loads.iter().map(|(_, load)| load), moment);
     let lost = contacts::missing(client, server, &users)?;
     let after = |at: Option<UnixSeconds>| Some(at? - moment?);
     let steps = match &cut {
@@ -234,20 +228,16 @@ pub(crate) fn run(
 }
 
 /// How many contacts were acknowledged before `moment` (all, where there was none), and the users of all that ever were.
-/// Each load comes with the word of [`TRANSPORTS`] that is in its users' names.
 pub(crate) fn acknowledged<'a>(
-    name: &str,
-    loads: impl Iterator<Item = (&'a str, &'a Outcome)>,
+    loads: impl Iterator<Item = &'a Outcome>,
     moment: Option<UnixSeconds>,
 ) -> (usize, Vec<String>) {
     let mut before = 0;
     let mut users = Vec::new();
-    for (word, outcome) in loads {
-        for answer in &outcome.answers {
-            users.push(format!("{name}-{word}-{}", answer.call));
-            if moment.is_none_or(|moment| answer.came() < moment) {
-                before += 1;
-            }
+    for answer in loads.flat_map(|outcome| &outcome.answers) {
+        users.push(answer.user.clone());
+        if moment.is_none_or(|moment| answer.came() < moment) {
+            before += 1;
         }
     }
     (before, users)
@@ -262,9 +252,9 @@ fn t_b(pair: &Pair<'_>, runner: usize) -> Result<Duration> {
     t_b.context("no host says what T_b is")
 }
 
-fn all_ended(sipps: &mut [(Transport, &str, Sipp)]) -> Result<bool> {
+fn all_ended(sipps: &mut [(Transport, Registering)]) -> Result<bool> {
     let mut ended = true;
-    for (_, _, sipp) in sipps {
+    for (_, sipp) in sipps {
         ended &= sipp.has_ended()?;
     }
     Ok(ended)
@@ -301,14 +291,14 @@ impl Teller {
         &mut self,
         step: &Step,
         pair: &Pair<'_>,
-        sipps: &mut [(Transport, &str, Sipp)],
+        sipps: &mut [(Transport, Registering)],
         cut: Option<&Cut>,
     ) -> Result<()> {
         if Instant::now() < self.next {
             return Ok(());
         }
         self.next += Duration::from_secs(1);
-        let answered: u32 = sipps.iter_mut().map(|(_, _, sipp)| sipp.answered()).sum();
+        let answered: u32 = sipps.iter_mut().map(|(_, sipp)| sipp.answered()).sum();
         let rate = answered - self.answered;
         self.answered = answered;
         let mut states = Vec::new();
@@ -353,7 +343,7 @@ mod tests {
             .iter()
             .zip(1..)
             .map(|((began, ms), call)| Answer {
-                call,
+                user: format!("a-udp-{call}"),
                 began: *began,
                 ms: *ms,
             })
@@ -400,10 +390,10 @@ mod tests {
     #[test]
     fn contacts_are_acknowledged_before_the_cut_by_their_answers() {
         let udp = outcome(&[(1.0, 5.0), (1.9, 300.0), (3.0, 5.0)]);
-        let (before, users) = acknowledged("a", [("udp", &udp)].into_iter(), Some(2.0));
+        let (before, users) = acknowledged([&udp].into_iter(), Some(2.0));
         assert_eq!(before, 1);
         assert_eq!(users, ["a-udp-1", "a-udp-2", "a-udp-3"]);
-        assert_eq!(acknowledged("a", [("udp", &udp)].into_iter(), None).0, 3);
+        assert_eq!(acknowledged([&udp].into_iter(), None).0, 3);
     }
 
     #[test]

@@ -294,7 +294,11 @@ mod tests {
 
     #[test]
     fn on_their_way_is_what_began_before_the_cut_and_ended_after_it() {
-        let answer = |began, ms| Answer { call: 1, began, ms };
+        let answer = |began, ms| Answer {
+            user: "a-1".to_owned(),
+            began,
+            ms,
+        };
         let outcome = Outcome {
             answers: vec![
                 answer(1.0, 900.0),

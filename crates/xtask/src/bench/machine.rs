@@ -388,7 +388,7 @@ mod tests {
         }));
         // Over TCP nothing is sent again.
         let after = |ms| Answer {
-            call: 1,
+            user: "a-1".to_owned(),
             began: 0.0,
             ms,
         };

@@ -138,7 +138,7 @@ pub(super) fn run(
                 rate,
                 count: rate * SECONDS,
             };
-            Ok((transport, word, sipp::start(client, load)?))
+            Ok((transport, sipp::start(client, load)?))
         })
         .collect::<Result<Vec<_>>>()?;
     let start = Instant::now();
@@ -147,21 +147,15 @@ pub(super) fn run(
     probe.hurry();
 
     let mut loads = Vec::new();
-    let mut words = Vec::new();
-    for (transport, word, sipp) in sipps {
+    for (transport, sipp) in sipps {
         loads.push((transport, sipp.finish()?));
-        words.push(word);
     }
     let seen = probe.finish()?;
     let kept = calls
         .into_iter()
         .map(|calls| calls.finish(moment))
         .collect::<Result<Vec<_>>>()?;
-    let of_loads = words
-        .iter()
-        .zip(&loads)
-        .map(|(word, (_, load))| (*word, load));
-    let (_, users) = crossing::acknowledged(name, of_loads, Some(moment));
+    let (_, users) = crossing::acknowledged(loads.iter().map(|(_, load)| load), Some(moment));
     let lost = if options::answers(client, server, SILENT).is_ok() {
         contacts::missing(client, server, &users)?.len()
     } else {

@@ -141,7 +141,7 @@ impl<'a> Rates<'a> {
             .collect::<Result<Vec<_>>>()?;
         let outcomes = started
             .into_iter()
-            .map(sipp::Sipp::finish)
+            .map(sipp::Registering::finish)
             .collect::<Result<Vec<Outcome>>>()?;
         Ok(outcomes.iter().all(sustained))
     }
