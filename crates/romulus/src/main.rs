@@ -4,6 +4,7 @@
 
 mod api;
 mod arbiter;
+mod bridge;
 mod cli;
 mod commands;
 mod console;

@@ -1,7 +1,11 @@
 //! Findings about the host around KVM: network, memory, limits, time.
 
 use super::Finding;
-use crate::{runtime::RuntimeDir, table};
+use crate::{
+    bridge::{self, Interfaces},
+    runtime::RuntimeDir,
+    table,
+};
 use romulus_machine::config::MEMORY_MIN;
 use rustix::{
     fs::{Access, access},
@@ -12,6 +16,7 @@ use std::{
     fs::{self, OpenOptions},
     io,
     path::Path,
+    time::Duration,
 };
 
 /// Descriptors that one machine of many cards and disks needs, with room to spare.
@@ -29,7 +34,13 @@ pub(super) fn findings() -> Vec<Finding> {
                 .err(),
             has(CapabilitySet::NET_ADMIN),
         ),
-        bridges(&bridge_names()),
+        {
+            let interfaces = Interfaces::here();
+            let names = interfaces.bridges();
+            let waits = |name: &String| Some((name.clone(), interfaces.port_wait(name)?));
+            let waiting: Vec<_> = names.iter().filter_map(waits).collect();
+            bridges(&names, &waiting)
+        },
         memory(
             fs::read_to_string("/proc/meminfo")
                 .ok()
@@ -85,27 +96,27 @@ fn tap(error: Option<io::Error>, net_admin: bool) -> Finding {
     }
 }
 
-fn bridge_names() -> Vec<String> {
-    let Ok(entries) = fs::read_dir("/sys/class/net") else {
-        return Vec::new();
-    };
-    let mut names: Vec<String> = entries
-        .flatten()
-        .filter(|entry| entry.path().join("bridge").is_dir())
-        .map(|entry| entry.file_name().to_string_lossy().into_owned())
-        .collect();
-    names.sort();
-    names
-}
-
-fn bridges(names: &[String]) -> Finding {
+/// `waiting` are those whose ports pass nothing at first, and for how long.
+fn bridges(names: &[String], waiting: &[(String, Duration)]) -> Finding {
     const CHECK: &str = "bridge";
     if names.is_empty() {
         let advice = "make one with your network's own tools, or: ip link add br0 type bridge && ip link set eth0 master br0";
-        Finding::warning(CHECK, "there is no bridge for machines to join", advice)
-    } else {
-        Finding::ok(CHECK, names.join(", "))
+        return Finding::warning(CHECK, "there is no bridge for machines to join", advice);
     }
+    let names = names.join(", ");
+    let Some((first, wait)) = waiting.first() else {
+        return Finding::ok(CHECK, names);
+    };
+    let all: Vec<&str> = waiting.iter().map(|(name, _)| name.as_str()).collect();
+    Finding::warning(
+        CHECK,
+        format!(
+            "{names}; spanning tree protocol on {}: a machine that is taken over is silent for {} s",
+            all.join(", "),
+            wait.as_secs_f64()
+        ),
+        bridge::advice(first),
+    )
 }
 
 /// Memory that can be had without swapping, in bytes (proc(5), `MemAvailable`).
@@ -267,6 +278,12 @@ mod tests {
             Level::Warning
         );
         assert_eq!(clock(Some("hpet\n")).level, Level::Warning);
-        assert_eq!(bridges(&[]).level, Level::Warning);
+        assert_eq!(bridges(&[], &[]).level, Level::Warning);
+        let names = ["br0".to_owned(), "br1".to_owned()];
+        assert_eq!(bridges(&names, &[]).level, Level::Ok);
+        let waiting = [("br1".to_owned(), Duration::from_secs(30))];
+        let finding = bridges(&names, &waiting);
+        assert_eq!(finding.level, Level::Warning);
+        assert!(finding.text.contains("on br1: ") && finding.text.contains("30 s"));
     }
 }

@@ -22,6 +22,7 @@ pub(crate) use protect::part;
 
 use crate::{
     api::server::Server,
+    bridge::Interfaces,
     cli,
     config::{ConsoleLog, MachineFile, Protection},
     console::{
@@ -53,6 +54,11 @@ pub(crate) fn run(args: &cli::Run) -> Result<Code, Failure> {
     let mut file = MachineFile::load(&args.file).or_exit(Code::Config)?;
     for warning in file.protection.iter().flat_map(Protection::warnings) {
         tracing::warn!("{}: {warning}", args.file.display());
+    }
+    if file.protection.is_some() {
+        for warning in Interfaces::here().warnings(&file.machine) {
+            tracing::warn!("{warning}");
+        }
     }
     if args.check {
         println!(
