@@ -1,11 +1,7 @@
 //! Bridges on this host, as a takeover meets them: the machine's port comes up in that moment.
 
 use romulus_machine::config::Config;
-use std::{
-    fs,
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::{fs, path::PathBuf, time::Duration};
 
 /// Where the kernel tells about network interfaces.
 const INTERFACES: &str = "/sys/class/net";
@@ -54,7 +50,7 @@ impl Interfaces {
     /// The bridge that an interface is a port of.
     fn bridge_of(&self, interface: &str) -> Option<String> {
         let to = fs::read_link(self.0.join(interface).join("master")).ok()?;
-        Some(Path::new(to.file_name()?).display().to_string())
+        Some(to.file_name()?.to_string_lossy().into_owned())
     }
 
     /// What is wrong with the bridges of a machine that is to be taken over, for people.
@@ -87,9 +83,9 @@ pub(crate) fn advice(bridge: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::{Duration, Interfaces, Path, fs};
+    use super::{Duration, Interfaces, fs};
     use crate::config::MachineFile;
-    use std::os::unix::fs::symlink;
+    use std::{os::unix::fs::symlink, path::Path};
 
     fn bridge(folder: &tempfile::TempDir, name: &str, stp_state: &str, forward_delay: &str) {
         let bridge = folder.path().join(name).join("bridge");

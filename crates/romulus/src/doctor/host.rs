@@ -25,6 +25,10 @@ const FILES_MIN: u64 = 256;
 pub(super) fn findings() -> Vec<Finding> {
     let effective = capabilities(None).map_or(CapabilitySet::empty(), |sets| sets.effective);
     let has = |capability| effective.contains(capability);
+    let interfaces = Interfaces::here();
+    let names = interfaces.bridges();
+    let waits = |name: &String| Some((name.clone(), interfaces.port_wait(name)?));
+    let waiting: Vec<_> = names.iter().filter_map(waits).collect();
     vec![
         tap(
             OpenOptions::new()
@@ -34,13 +38,7 @@ pub(super) fn findings() -> Vec<Finding> {
                 .err(),
             has(CapabilitySet::NET_ADMIN),
         ),
-        {
-            let interfaces = Interfaces::here();
-            let names = interfaces.bridges();
-            let waits = |name: &String| Some((name.clone(), interfaces.port_wait(name)?));
-            let waiting: Vec<_> = names.iter().filter_map(waits).collect();
-            bridges(&names, &waiting)
-        },
+        bridges(&names, &waiting),
         memory(
             fs::read_to_string("/proc/meminfo")
                 .ok()

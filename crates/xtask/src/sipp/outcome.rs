@@ -24,7 +24,7 @@ impl Answer {
     }
 }
 
-/// What came of a [`Load`].
+/// What came of a [`Load`](super::Load).
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(crate) struct Outcome {
     /// Registrations that were to be made.
