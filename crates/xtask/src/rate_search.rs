@@ -6,7 +6,8 @@ const FAILURES_THAT_COUNT: u32 = 2;
 /// What is known so far about one server. Try [`Self::next_rate`], tell [`Self::record`], until there is no next rate.
 ///
 /// The rate goes up by a fixed factor while trials pass. Where already the first rate is too high, it goes down by the
-/// same factor until a trial passes.
+/// same factor until a trial passes. A search that refines goes on between the highest rate that passed and the lowest that
+/// was too high.
 #[derive(Debug, Clone)]
 pub(crate) struct RateSearch {
     factor: f64,
@@ -14,6 +15,7 @@ pub(crate) struct RateSearch {
     trials_left: u32,
     next: Option<u32>,
     failures_here: u32,
+    refine: Option<f64>,
     too_high: Option<u32>,
     best: Option<u32>,
 }
@@ -28,9 +30,17 @@ impl RateSearch {
             trials_left: trials,
             next: Some(start.clamp(1, limit)),
             failures_here: 0,
+            refine: None,
             too_high: None,
             best: None,
         }
+    }
+
+    /// Goes on until the lowest rate that is too high is at most `ratio` (more than 1) times the highest that passed.
+    pub(crate) fn refined_to(mut self, ratio: f64) -> Self {
+        assert!(ratio > 1.0, "two rates cannot come closer than being one");
+        self.refine = Some(ratio);
+        self
     }
 
     /// The rate to try next, or `None` when the search is over.
@@ -45,9 +55,11 @@ impl RateSearch {
         if passed {
             self.best = Some(rate);
             self.failures_here = 0;
-            let higher = self.scaled(rate, self.factor).min(self.limit);
-            let known_too_high = self.too_high.is_some_and(|too_high| higher >= too_high);
-            self.next = (higher > rate && !known_too_high).then_some(higher);
+            self.next = match self.too_high {
+                Some(too_high) => self.between(rate, too_high),
+                None => Some(self.scaled(rate, self.factor).min(self.limit))
+                    .filter(|higher| *higher > rate),
+            };
             return;
         }
         self.failures_here += 1;
@@ -56,8 +68,17 @@ impl RateSearch {
         }
         self.failures_here = 0;
         self.too_high = Some(rate);
-        self.next = (self.best.is_none() && rate > 1)
-            .then(|| self.scaled(rate, 1.0 / self.factor).clamp(1, rate - 1));
+        self.next = match self.best {
+            Some(best) => self.between(best, rate),
+            None => (rate > 1).then(|| self.scaled(rate, 1.0 / self.factor).clamp(1, rate - 1)),
+        };
+    }
+
+    /// The rate in the midst of two, as far from the one as from the other by its factor, if they are still to come closer.
+    fn between(&self, best: u32, too_high: u32) -> Option<u32> {
+        let apart = f64::from(too_high) / f64::from(best);
+        self.refine.filter(|ratio| apart > *ratio)?;
+        Some(self.scaled(best, apart.sqrt())).filter(|rate| (best + 1..too_high).contains(rate))
     }
 
     /// The highest rate that passed.
@@ -105,6 +126,26 @@ mod tests {
         );
         assert_eq!(search.best(), Some(225));
         assert!(!search.is_lower_bound());
+    }
+
+    #[test]
+    fn it_refines_what_it_found() {
+        for capacity in [300, 226, 225, 40] {
+            let mut search = RateSearch::new(100, 1.5, 10_000, 50).refined_to(1.1);
+            let tried = run(&mut search, |rate| rate <= capacity);
+            let best = search.best().expect("some rate passes");
+            assert!(best <= capacity && tried.contains(&best));
+            let failed = tried.iter().filter(|rate| **rate > capacity).min();
+            let failed = *failed.expect("some rate fails");
+            assert!(f64::from(failed) <= f64::from(best) * 1.1, "{tried:?}");
+        }
+    }
+
+    #[test]
+    fn rates_next_to_each_other_end_it() {
+        let mut search = RateSearch::new(4, 2.0, 10_000, 50).refined_to(1.01);
+        assert_eq!(run(&mut search, |rate| rate <= 5), [4, 8, 8, 6, 6, 5]);
+        assert_eq!(search.best(), Some(5));
     }
 
     #[test]

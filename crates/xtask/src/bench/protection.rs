@@ -80,10 +80,8 @@ pub(crate) struct Args {
 struct Effort {
     /// How long a trial of a rate takes, in seconds.
     trial_seconds: u32,
-    /// From one rate to the next.
-    factor: f64,
-    /// Trials at most, for each search.
-    trials: u32,
+    /// How close a search comes: the lowest rate that is too high is at most this many times the highest that is held.
+    ratio: f64,
     /// How long an idle machine, and one with hardly a load, are watched.
     watch: Duration,
     cuts: u32,
@@ -91,15 +89,13 @@ struct Effort {
 
 const FULL: Effort = Effort {
     trial_seconds: 5,
-    factor: 1.2,
-    trials: 12,
+    ratio: 1.05,
     watch: Duration::from_secs(30),
     cuts: 20,
 };
 const QUICK: Effort = Effort {
     trial_seconds: 3,
-    factor: 1.5,
-    trials: 6,
+    ratio: 1.1,
     watch: Duration::from_secs(10),
     cuts: 3,
 };

@@ -20,8 +20,11 @@ const BOOT_LIMIT: Duration = Duration::from_mins(4);
 /// Where the searches begin: rates that an emulated host bears.
 const START_UDP: u32 = 60;
 const START_MIX: u32 = 40;
-/// No search goes beyond.
+/// From one rate to the next, until one is too high.
+const FACTOR: f64 = 1.5;
+/// No search goes beyond, nor makes more trials than it takes to get there and back between two rates.
 const LIMIT: u32 = 5000;
+const TRIALS: u32 = 24;
 
 /// The searches, and what they need.
 pub(super) struct Rates<'a> {
@@ -98,7 +101,7 @@ impl<'a> Rates<'a> {
         start: u32,
         mut trial: impl FnMut(u32) -> Result<bool>,
     ) -> Result<Option<u32>> {
-        let mut search = RateSearch::new(start, self.effort.factor, LIMIT, self.effort.trials);
+        let mut search = RateSearch::new(start, FACTOR, LIMIT, TRIALS).refined_to(self.effort.ratio);
         while let Some(rate) = search.next_rate() {
             let step = self.progress.step(format!("{name}: {rate} REGISTER/s"));
             sipp::settle(
