@@ -172,7 +172,11 @@ fn measure(
         let pair = make()?;
         // At 5/s, fifteen requests say nothing of a median.
         let seconds = effort.trial_seconds.max(20);
-        measured.phases = phases::at(lab.client(), &pair, &args.phases_at, seconds, progress)?;
+        measured.phases = phases::at(lab.client(), &pair, &args.phases_at, seconds, progress)
+            .or_else(|error| {
+                pair.keep_logs(logs)?;
+                Err(error)
+            })?;
         return Ok(measured);
     }
     let total = if let Some(rate) = args.only_cuts {

@@ -176,7 +176,7 @@ impl Sample {
 
 impl HostCost {
     /// Of threads that used so much within `seconds`.
-    fn of(used: &Threads, seconds: f64) -> Self {
+    pub(super) fn of(used: &Threads, seconds: f64) -> Self {
         let percent = |used: f64| used / seconds * 100.0;
         Self {
             percent: percent(used.all()),

@@ -1,9 +1,10 @@
 //! What each phase of an epoch takes at given rates: where a pair's time goes.
 
-use super::rates;
+use super::{cost::HostCost, rates};
 use crate::{
     machine_file::FIRST_GUEST,
     pair::{Pair, Phase},
+    processor::Threads,
     report::{ProcessorTimes, Row},
     sipp::{self, Transport},
 };
@@ -11,8 +12,8 @@ use anyhow::{Context as _, Result};
 use images::Progress;
 use std::time::Instant;
 
-/// Registers over UDP at each of `given` registrations a second, for `seconds` each, and gives what clients saw and what
-/// the epochs took.
+/// Registers over UDP at each of `given` registrations a second, for `seconds` each, and gives what clients saw, what
+/// the epochs took, and what the primary's threads used.
 ///
 /// # Errors
 /// The machine does not answer any more, or its host does not say.
@@ -28,11 +29,14 @@ pub(super) fn at(
     for &rate in given {
         let step = progress.step(format!("{rate} REGISTER/s"));
         sipp::settle(client, sipp::sip(FIRST_GUEST), seconds)?;
+        let threads = || Threads::of(pair.host(runner), pair.running(runner)?.pid());
         let (before, began) = (pair.timing(runner)?, Instant::now());
+        let used = threads()?;
         let times = ProcessorTimes::now()?;
         let load = rates::load(Transport::Udp, "phases", rate, seconds);
         let outcome = sipp::register(client, load)?;
         let stolen = ProcessorTimes::now()?.stolen_since(&times);
+        let used = threads()?.since(&used);
         let (after, took) = (pair.timing(runner)?, began.elapsed());
         step.done(format!("{rate} REGISTER/s: {}", outcome.summary()));
         let of = |what: &str| format!("{rate}/s: {what}");
@@ -50,6 +54,23 @@ pub(super) fn at(
             ),
             Row::new(of("taken from this computer by others"), "%", stolen),
         ]);
+        let cost = HostCost::of(&used, took.as_secs_f64());
+        rows.extend(
+            [
+                ("vCPUs", cost.percent - cost.percent_without_vcpus),
+                ("devices", cost.devices),
+                ("epoch loop", cost.checkpoint),
+                ("sender", cost.sender),
+                ("heartbeats, receiver and all else", cost.other),
+            ]
+            .map(|(what, percent)| {
+                Row::new(
+                    of(&format!("processor of the primary, {what}")),
+                    "% of a core",
+                    percent,
+                )
+            }),
+        );
         let pairs = before.iter().zip(&after);
         for (before, after) in pairs.filter(|(before, after)| before.name == after.name) {
             if after.name == "pause" {

@@ -101,7 +101,8 @@ impl<'a> Rates<'a> {
         start: u32,
         mut trial: impl FnMut(u32) -> Result<bool>,
     ) -> Result<Option<u32>> {
-        let mut search = RateSearch::new(start, FACTOR, LIMIT, TRIALS).refined_to(self.effort.ratio);
+        let mut search =
+            RateSearch::new(start, FACTOR, LIMIT, TRIALS).refined_to(self.effort.ratio);
         while let Some(rate) = search.next_rate() {
             let step = self.progress.step(format!("{name}: {rate} REGISTER/s"));
             sipp::settle(
