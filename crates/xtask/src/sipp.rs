@@ -352,9 +352,11 @@ impl Sipp {
             |name: &str| fs::read_to_string(self.folder.path().join(name)).unwrap_or_default();
         let mut outcome = outcome::parse_calls(&read(CALLS), &self.users);
         outcome.wanted = self.wanted;
-        outcome.retransmissions = outcome::parse_retransmissions(&read(STATISTICS)).unwrap_or(0);
+        let statistics = read(STATISTICS);
+        outcome.retransmissions = outcome::parse_retransmissions(&statistics).unwrap_or(0);
         if !outcome.all_ok() {
-            outcome.failure = outcome::parse_failure(&read(FAILURES));
+            outcome.failure = outcome::parse_failure(&read(FAILURES))
+                .or_else(|| outcome::parse_failed_calls(&statistics));
         }
         let code = status.code();
         if !matches!(code, Some(0 | 1)) || outcome.tried == 0 {

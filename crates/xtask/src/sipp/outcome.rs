@@ -39,7 +39,7 @@ pub(crate) struct Outcome {
     pub(crate) response_ms: Distribution,
     /// The answered calls in order of start.
     pub(crate) answers: Vec<Answer>,
-    /// Why a call failed, in SIPp's words: of the first that did, where it says so.
+    /// Why a call failed, in SIPp's words: of the first that did, where it says so; otherwise what it counts.
     pub(crate) failure: Option<String>,
     /// What SIPp itself said was wrong, if it did. That it lost its one TCP connection is such a thing.
     pub(crate) complaint: Option<String>,
@@ -154,12 +154,34 @@ pub(super) fn parse_calls(log: &str, users: &str) -> Outcome {
 
 /// The number of retransmissions so far, from the last line of SIPp's statistics (`;` between fields, names on top).
 pub(super) fn parse_retransmissions(statistics: &str) -> Option<u32> {
+    let (_, count) = counters(statistics).find(|(name, _)| *name == "Retransmissions")?;
+    Some(count)
+}
+
+/// Which failures SIPp has counted, for where its log of failures is silent: it does not write down all of them.
+pub(super) fn parse_failed_calls(statistics: &str) -> Option<String> {
+    let all = counters(statistics).filter(|(name, _)| name.starts_with("Failed"));
+    let mut known = false;
+    let counted: Vec<String> = all
+        .inspect(|_| known = true)
+        .filter(|(_, count)| *count > 0)
+        .map(|(name, count)| format!("{name} {count}"))
+        .collect();
+    if counted.is_empty() {
+        return known.then(|| "it counts no call as failed".to_owned());
+    }
+    Some(format!("it counts {}", counted.join(", ")))
+}
+
+/// What SIPp has counted since its start, by the last line of its statistics.
+fn counters(statistics: &str) -> impl Iterator<Item = (&str, u32)> {
     let mut lines = statistics.lines();
-    let column = lines
-        .next()?
-        .split(';')
-        .position(|name| name == "Retransmissions(C)")?;
-    lines.last()?.split(';').nth(column)?.trim().parse().ok()
+    let names = lines.next().unwrap_or_default().split(';');
+    let counts = lines.last().unwrap_or_default().split(';');
+    names.zip(counts).filter_map(|(name, count)| {
+        let name = name.trim().strip_suffix("(C)")?;
+        Some((name, count.trim().parse().ok()?))
+    })
 }
 
 /// The first line about a call that was given up, or else about anything, without its time (tabs and the numbers of a clock before it).
@@ -177,7 +199,7 @@ pub(super) fn parse_failure(failures: &str) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Outcome, parse_calls, parse_failure, parse_retransmissions};
+    use super::{Outcome, parse_calls, parse_failed_calls, parse_failure, parse_retransmissions};
 
     #[test]
     fn calls_are_joined_by_number() {
@@ -252,5 +274,18 @@ mod tests {
         assert_eq!(parse_retransmissions(csv), Some(3));
         assert_eq!(parse_retransmissions("a;b\n1;2\n"), None);
         assert_eq!(parse_retransmissions(""), None);
+    }
+
+    #[test]
+    fn failures_are_told_that_sipp_only_counts() {
+        let names = "FailedCall(P);FailedCall(C);FailedTcpClosed(C);FailedCannotSendMessage(C)";
+        let told = |counts| parse_failed_calls(&format!("{names};\n1;1;0;1;\n{counts};\n"));
+        assert_eq!(
+            told("0;2;0;2").as_deref(),
+            Some("it counts FailedCall 2, FailedCannotSendMessage 2")
+        );
+        let none = told("0;0;0;0");
+        assert_eq!(none.as_deref(), Some("it counts no call as failed"));
+        assert_eq!(parse_failed_calls("a;b\n1;2\n"), None);
     }
 }
