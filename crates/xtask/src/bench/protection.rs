@@ -173,10 +173,7 @@ fn measure(
         // At 5/s, fifteen requests say nothing of a median.
         let seconds = effort.trial_seconds.max(20);
         measured.phases = phases::at(lab.client(), &pair, &args.phases_at, seconds, progress)
-            .or_else(|error| {
-                pair.keep_logs(logs)?;
-                Err(error)
-            })?;
+            .map_err(|error| with_logs(&pair, logs, error))?;
         return Ok(measured);
     }
     let total = if let Some(rate) = args.only_cuts {
@@ -191,10 +188,8 @@ fn measure(
         let step = progress.step("a pair of hosts is made and protected");
         let pair = make()?;
         step.done("the machine is protected");
-        let paired = paired(lab, &pair, &rates, effort, progress).or_else(|error| {
-            pair.keep_logs(logs)?;
-            Err(error)
-        })?;
+        let paired = paired(lab, &pair, &rates, effort, progress)
+            .map_err(|error| with_logs(&pair, logs, error))?;
         measured.paired = Some(paired);
         drop(pair);
         mix / 2
@@ -208,6 +203,11 @@ fn measure(
     let times = args.cuts.unwrap_or(effort.cuts);
     measured.cuts = Some(cuts::run(lab, &make, total, times, seed, logs, progress)?);
     Ok(measured)
+}
+
+/// Keeps a pair's logs before its measurement ends with `error`; where they can't be kept, that is the error.
+fn with_logs(pair: &Pair<'_>, logs: &Path, error: anyhow::Error) -> anyhow::Error {
+    pair.keep_logs(logs).err().unwrap_or(error)
 }
 
 fn paired(

@@ -160,16 +160,19 @@ pub(super) fn parse_retransmissions(statistics: &str) -> Option<u32> {
 
 /// Which failures SIPp has counted, for where its log of failures is silent: it does not write down all of them.
 pub(super) fn parse_failed_calls(statistics: &str) -> Option<String> {
-    let all = counters(statistics).filter(|(name, _)| name.starts_with("Failed"));
-    let mut known = false;
-    let counted: Vec<String> = all
-        .inspect(|_| known = true)
-        .filter(|(_, count)| *count > 0)
+    let mut failed: Vec<_> = counters(statistics)
+        .filter(|(name, _)| name.starts_with("Failed"))
+        .collect();
+    if failed.is_empty() {
+        return None;
+    }
+    failed.retain(|(_, count)| *count > 0);
+    if failed.is_empty() {
+        return Some("it counts no call as failed".to_owned());
+    }
+    let counted: Vec<String> = (failed.iter())
         .map(|(name, count)| format!("{name} {count}"))
         .collect();
-    if counted.is_empty() {
-        return known.then(|| "it counts no call as failed".to_owned());
-    }
     Some(format!("it counts {}", counted.join(", ")))
 }
 

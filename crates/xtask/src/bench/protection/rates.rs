@@ -22,8 +22,9 @@ const START_UDP: u32 = 60;
 const START_MIX: u32 = 40;
 /// From one rate to the next, until one is too high.
 const FACTOR: f64 = 1.5;
-/// No search goes beyond, nor makes more trials than it takes to get there and back between two rates.
+/// No search goes beyond.
 const LIMIT: u32 = 5000;
+/// More than a search needs: so many that it ends with a rate that is too high, or at the limit.
 const TRIALS: u32 = 24;
 
 /// The searches, and what they need.
