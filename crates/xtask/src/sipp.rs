@@ -350,13 +350,20 @@ impl Sipp {
         };
         let read =
             |name: &str| fs::read_to_string(self.folder.path().join(name)).unwrap_or_default();
-        let mut outcome = outcome::parse_calls(&read(CALLS), &self.users);
+        let calls = read(CALLS);
+        let mut outcome = outcome::parse_calls(&calls, &self.users);
         outcome.wanted = self.wanted;
         let statistics = read(STATISTICS);
         outcome.retransmissions = outcome::parse_retransmissions(&statistics).unwrap_or(0);
         if !outcome.all_ok() {
-            outcome.failure = outcome::parse_failure(&read(FAILURES))
-                .or_else(|| outcome::parse_failed_calls(&statistics));
+            outcome.failure = outcome::parse_failure(&read(FAILURES)).or_else(|| {
+                let told = [
+                    outcome::parse_failed_calls(&statistics),
+                    outcome::parse_gaps(&calls, self.wanted),
+                ];
+                let told: Vec<String> = told.into_iter().flatten().collect();
+                (!told.is_empty()).then(|| told.join("; "))
+            });
         }
         let code = status.code();
         if !matches!(code, Some(0 | 1)) || outcome.tried == 0 {

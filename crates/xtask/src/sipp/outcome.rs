@@ -1,7 +1,7 @@
 //! What came of a load, out of what SIPp writes.
 
 use crate::distribution::Distribution;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 /// What SIPp's file of failures begins with.
 const HEADING: &str = "The following events occurred:";
@@ -168,12 +168,39 @@ pub(super) fn parse_failed_calls(statistics: &str) -> Option<String> {
     }
     failed.retain(|(_, count)| *count > 0);
     if failed.is_empty() {
-        return Some("it counts no call as failed".to_owned());
+        let successful = counters(statistics).find(|(name, _)| *name == "SuccessfulCall");
+        let successful = successful.map_or("none".to_owned(), |(_, count)| count.to_string());
+        return Some(format!(
+            "it counts {successful} as successful, and no call as failed"
+        ));
     }
     let counted: Vec<String> = (failed.iter())
         .map(|(name, count)| format!("{name} {count}"))
         .collect();
     Some(format!("it counts {}", counted.join(", ")))
+}
+
+/// What is wrong with the log of calls of a load of `wanted` calls: a line that is not understood, or calls of which none
+/// tells. SIPp numbers calls from 1.
+pub(super) fn parse_gaps(log: &str, wanted: u32) -> Option<String> {
+    if let Some(line) = log.lines().find(|line| event(line).is_none()) {
+        return Some(format!("its log of calls has the line {line:?}"));
+    }
+    let begun: HashSet<u32> = log
+        .lines()
+        .filter_map(event)
+        .filter(|(_, _, event)| *event == "start")
+        .map(|(call, _, _)| call)
+        .collect();
+    let missing: Vec<String> = (1..=wanted)
+        .filter(|call| !begun.contains(call))
+        .map(|call| call.to_string())
+        .collect();
+    let (first, last) = (missing.first()?, missing.last()?);
+    Some(format!(
+        "its log of calls does not tell of {} that should have begun, the first {first}, the last {last}",
+        missing.len()
+    ))
 }
 
 /// What SIPp has counted since its start, by the last line of its statistics.
@@ -202,7 +229,9 @@ pub(super) fn parse_failure(failures: &str) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Outcome, parse_calls, parse_failed_calls, parse_failure, parse_retransmissions};
+    use super::{
+        Outcome, parse_calls, parse_failed_calls, parse_failure, parse_gaps, parse_retransmissions,
+    };
 
     #[test]
     fn calls_are_joined_by_number() {
@@ -281,14 +310,33 @@ mod tests {
 
     #[test]
     fn failures_are_told_that_sipp_only_counts() {
-        let names = "FailedCall(P);FailedCall(C);FailedTcpClosed(C);FailedCannotSendMessage(C)";
-        let told = |counts| parse_failed_calls(&format!("{names};\n1;1;0;1;\n{counts};\n"));
+        let names = "SuccessfulCall(C);FailedCall(P);FailedCall(C);FailedTcpClosed(C);FailedCannotSendMessage(C)";
+        let told = |counts| parse_failed_calls(&format!("{names};\n5;1;1;0;1;\n{counts};\n"));
         assert_eq!(
-            told("0;2;0;2").as_deref(),
+            told("7;0;2;0;2").as_deref(),
             Some("it counts FailedCall 2, FailedCannotSendMessage 2")
         );
-        let none = told("0;0;0;0");
-        assert_eq!(none.as_deref(), Some("it counts no call as failed"));
+        assert_eq!(
+            told("9;0;0;0;0").as_deref(),
+            Some("it counts 9 as successful, and no call as failed")
+        );
         assert_eq!(parse_failed_calls("a;b\n1;2\n"), None);
+    }
+
+    #[test]
+    fn calls_of_which_the_log_does_not_tell_are_named() {
+        let log = "1,100.0,0.0,start\n1,100.0,4.0,ok\n4,100.0,0.0,start\n";
+        assert_eq!(
+            parse_gaps(log, 4).as_deref(),
+            Some(
+                "its log of calls does not tell of 2 that should have begun, the first 2, the last 3"
+            )
+        );
+        assert_eq!(parse_gaps("1,100.0,0.0,start\n", 1), None);
+        let odd = parse_gaps("1,100.0,0.0,start\n2,,,start\n", 2);
+        assert_eq!(
+            odd.as_deref(),
+            Some("its log of calls has the line \"2,,,start\"")
+        );
     }
 }
