@@ -96,7 +96,9 @@ impl Inlet for Input {
         let (Some((session, outbox)), Ok(card)) = (&*to, u16::try_from(card)) else {
             return;
         };
-        if !self.media.load(Ordering::Relaxed) && !is_worth_it(frame) {
+        // The backup is about to run the machine: nothing is to wait on the way.
+        let urgent = self.media.load(Ordering::Relaxed);
+        if !urgent && !is_worth_it(frame) {
             return;
         }
         let mut bytes = vec![0; frame.length()];
@@ -104,12 +106,13 @@ impl Inlet for Input {
         if let Some(unset) = bytes.get_mut(UNSET) {
             unset.fill(0);
         }
-        let pushed = outbox.push_frame(Message::Frame {
+        let message = Message::Frame {
             session: *session,
             number,
             card,
             bytes,
-        });
+        };
+        let pushed = outbox.push_frame(message, urgent);
         let count = if pushed {
             &self.passed_on
         } else {

@@ -4,6 +4,7 @@
 //! whenever nothing else is to be sent.
 
 mod early;
+mod queue;
 #[cfg(test)]
 mod tests;
 
@@ -11,11 +12,12 @@ use crate::{
     clock,
     disks::{DiskError, Resync},
     full_copy::FullCopy,
-    link::{Closer, LinkError, Sender},
+    link::{LinkError, Sender},
     node::{Node, lock},
     phases::Phase,
 };
 use early::{Early, Told};
+pub(crate) use queue::Outbox;
 use romulus_checkpoint::{Encoder, Staging};
 use romulus_machine::{Memory, WarmPages};
 use romulus_protocol::{
@@ -24,8 +26,7 @@ use romulus_protocol::{
     wire,
 };
 use std::{
-    collections::VecDeque,
-    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, atomic::Ordering},
+    sync::{Arc, Mutex, atomic::Ordering},
     time::{Duration, Instant},
 };
 
@@ -34,8 +35,11 @@ const BULK: usize = 256;
 /// Bytes that are sent with one call.
 const TOGETHER: usize = 128 << 10;
 
-/// Bytes of frames that wait to be sent at most. A link that is behind by so much is of no use to them.
-const FRAMES: usize = 1 << 20;
+/// After frames were sent, others wait for so many times what that took of the processor: passing them on is to have a small part
+/// of it, however many come. Each sending costs about the same, whether it is one frame or all that came meanwhile.
+const REST: u32 = 32;
+/// And for no longer than this: what waits here when the host dies is lost, and a client has to ask again.
+const REST_MAX: Duration = Duration::from_millis(20);
 
 /// One thing to send.
 pub(crate) enum Item {
@@ -78,128 +82,6 @@ pub(crate) struct Stream {
     pub(crate) warm: Arc<Mutex<WarmPages>>,
     /// Checkpoints carry the output that they hold back.
     pub(crate) output: bool,
-}
-
-#[derive(Default)]
-struct Inner {
-    items: VecDeque<Item>,
-    /// Bytes of the frames among them.
-    frames: usize,
-    closed: bool,
-}
-
-impl Inner {
-    fn pop(&mut self) -> Option<Item> {
-        let item = self.items.pop_front()?;
-        if let Item::Frame(message) = &item {
-            self.frames -= frame_length(message);
-        }
-        Some(item)
-    }
-}
-
-fn frame_length(message: &Message) -> usize {
-    match message {
-        Message::Frame { bytes, .. } => bytes.len(),
-        _ => 0,
-    }
-}
-
-/// The queue of one link. Messages are small, and at most one epoch is in it.
-pub(crate) struct Outbox {
-    inner: Mutex<Inner>,
-    changed: Condvar,
-    closer: Closer,
-}
-
-impl Outbox {
-    pub(crate) fn new(closer: Closer) -> Outbox {
-        Outbox {
-            inner: Mutex::default(),
-            changed: Condvar::new(),
-            closer,
-        }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Adds an item.
-    pub(crate) fn push(&self, item: Item) {
-        self.push_quietly(item);
-        self.changed.notify_one();
-    }
-
-    /// Adds an item without waking the sender: in the pause every system call counts.
-    pub(crate) fn push_quietly(&self, item: Item) {
-        let mut inner = self.lock();
-        if !inner.closed {
-            inner.items.push_back(item);
-        }
-    }
-
-    /// Adds a [`Message::Frame`], unless too many wait already: then it is false.
-    pub(crate) fn push_frame(&self, message: Message) -> bool {
-        let length = frame_length(&message);
-        let mut inner = self.lock();
-        if inner.closed || inner.frames + length > FRAMES {
-            return false;
-        }
-        inner.frames += length;
-        inner.items.push_back(Item::Frame(message));
-        drop(inner);
-        self.changed.notify_one();
-        true
-    }
-
-    /// The next item, if that is a frame.
-    pub(crate) fn take_frame(&self) -> Option<Message> {
-        let mut inner = self.lock();
-        if !matches!(inner.items.front(), Some(Item::Frame(_))) {
-            return None;
-        }
-        inner.pop().and_then(|item| match item {
-            Item::Frame(message) => Some(message),
-            _ => None,
-        })
-    }
-
-    /// Wakes the sender.
-    pub(crate) fn notify(&self) {
-        self.changed.notify_one();
-    }
-
-    /// Ends the link: both of its threads return.
-    pub(crate) fn close(&self) {
-        let mut inner = self.lock();
-        inner.closed = true;
-        inner.items.clear();
-        inner.frames = 0;
-        drop(inner);
-        self.changed.notify_one();
-        self.closer.close();
-    }
-
-    /// The next item. With `busy` it does not wait. Nothing and closed: `Err`.
-    fn take(&self, busy: bool) -> Result<Option<Item>, ()> {
-        let mut inner = self.lock();
-        loop {
-            if inner.closed {
-                return Err(());
-            }
-            if let Some(item) = inner.pop() {
-                return Ok(Some(item));
-            }
-            if busy {
-                return Ok(None);
-            }
-            inner = self
-                .changed
-                .wait(inner)
-                .unwrap_or_else(PoisonError::into_inner);
-        }
-    }
 }
 
 /// Why a writer ends.
@@ -337,8 +219,9 @@ impl Writer {
         Ok(())
     }
 
-    /// Sends a frame, and with the same call those that wait behind it.
+    /// Sends a frame, and with the same call those that wait behind it. Those that come in the next moment then have to wait.
     fn frames(&mut self, first: &Message) -> Result<(), LinkError> {
+        let worked = clock::thread_time();
         self.bytes.clear();
         wire::encode_message(first, &mut self.bytes);
         while self.bytes.len() < TOGETHER
@@ -350,7 +233,10 @@ impl Writer {
         figures
             .sent_bytes
             .fetch_add(self.bytes.len() as u64, Ordering::Relaxed);
-        self.sender.send(&self.bytes)
+        self.sender.send(&self.bytes)?;
+        let work = clock::thread_time().saturating_sub(worked);
+        self.outbox.rest((work * REST).min(REST_MAX));
+        Ok(())
     }
 
     fn epoch(
