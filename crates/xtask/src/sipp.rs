@@ -356,14 +356,11 @@ impl Sipp {
         let statistics = read(STATISTICS);
         outcome.retransmissions = outcome::parse_retransmissions(&statistics).unwrap_or(0);
         if !outcome.all_ok() {
-            outcome.failure = outcome::parse_failure(&read(FAILURES)).or_else(|| {
-                let told = [
-                    outcome::parse_failed_calls(&statistics),
-                    outcome::parse_gaps(&calls, self.wanted),
-                ];
-                let told: Vec<String> = told.into_iter().flatten().collect();
-                (!told.is_empty()).then(|| told.join("; "))
-            });
+            let failure = outcome::parse_failure(&read(FAILURES))
+                .or_else(|| outcome::parse_failed_calls(&statistics));
+            let gaps = outcome::parse_gaps(&calls, self.wanted);
+            let told: Vec<String> = [failure, gaps].into_iter().flatten().collect();
+            outcome.failure = (!told.is_empty()).then(|| told.join("; "));
         }
         let code = status.code();
         if !matches!(code, Some(0 | 1)) || outcome.tried == 0 {

@@ -116,6 +116,9 @@ impl<'a> Rates<'a> {
             step.done(format!("{name}: {rate} REGISTER/s {verdict}"));
             search.record(passed);
         }
+        if let (Some(best), true) = (search.best(), search.is_lower_bound()) {
+            eprintln!("{name}: {best} REGISTER/s was not too much, and none above it was tried");
+        }
         Ok(search.best())
     }
 
