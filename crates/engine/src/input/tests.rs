@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::{backup::testing::linked, link::Closer};
+use std::time::Duration;
 
 /// A frame as a tap gives it.
 struct Frame(Vec<u8>);
@@ -93,6 +94,21 @@ fn media_is_counted_and_not_passed_on() {
     // What is too short to be a frame is passed on as it is: the other side drops it.
     input.received(0, &Frame(vec![1; 5]));
     assert_eq!(input.next(), 4);
+}
+
+#[test]
+fn only_in_a_switchover_no_frame_waits_for_a_sender_that_rests() {
+    let input = Input::default();
+    let outbox = Arc::new(Outbox::new(closer()));
+    input.pass_on(session(), Arc::clone(&outbox));
+    outbox.rest(Duration::from_hours(1));
+    input.received(0, &udp(b"waits"));
+    assert!(matches!(outbox.take(true), Ok(None)));
+    input.pass_on_media(true);
+    input.received(0, &udp(b"does not"));
+    assert!(matches!(outbox.take(true), Ok(Some(_))));
+    let rest = (1, 0, b"does not".to_vec());
+    assert_eq!(sent(&outbox), [rest], "the one that waited went first");
 }
 
 #[test]

@@ -112,7 +112,7 @@ impl Outbox {
     }
 
     /// For so long frames wait, unless something else comes.
-    pub(super) fn rest(&self, time: Duration) {
+    pub(crate) fn rest(&self, time: Duration) {
         self.lock().rests_until = Instant::now().checked_add(time);
     }
 
@@ -146,7 +146,7 @@ impl Outbox {
     }
 
     /// The next item. With `busy` it does not wait. Nothing and closed: `Err`.
-    pub(super) fn take(&self, busy: bool) -> Result<Option<Item>, ()> {
+    pub(crate) fn take(&self, busy: bool) -> Result<Option<Item>, ()> {
         let mut inner = self.lock();
         loop {
             if inner.closed {
