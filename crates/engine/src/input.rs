@@ -1,4 +1,4 @@
-//! Frames that the guest gets: counted, and passed on to the backup as they are read.
+//! Frames that the guest gets: counted as they are read, and put on the way to the backup.
 
 #[cfg(test)]
 mod tests;

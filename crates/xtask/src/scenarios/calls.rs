@@ -100,35 +100,40 @@ fn through(case: &Case, image: Image, relay: Option<IpAddr>) -> Result<()> {
             ..none
         };
         for load in [changed, begun] {
-            let wire = relay.map(|relay| Capture::file_at_client(client, &media_from(relay)));
-            let wire = wire.transpose()?;
-            let outcome = calls::steady(client, &load)?;
-            let media = calls::all_preserved(&load, &outcome)?;
-            tell(transport, &outcome, &media);
-            // All but the cancelled one, both ways.
-            ensure!(
-                media.streams == 4 && media.sent > 500,
-                "media of {} streams, {} packets",
-                media.streams,
-                media.sent
-            );
-            ensure!(
-                media.duplicates == 0 && outcome.strays == 0,
-                "media came twice or to others: {}, {} strays",
-                media.line(),
-                outcome.strays
-            );
-            match relay.zip(wire) {
-                Some((relay, wire)) => {
-                    by_relay(&outcome, relay)?;
-                    as_on_the_wire(&outcome, wire)?;
-                }
-                // Nothing lies between the two ends.
-                None => ensure!(media.lost == 0, "media was lost: {}", media.line()),
-            }
+            preserved(client, &load, relay).with_context(|| transport.name())?;
         }
     }
     running.still_runs()
+}
+
+/// Makes calls that nothing happens to, and checks that the two of them that are answered were heard both ways.
+fn preserved(client: &lab::Client, load: &Load, relay: Option<IpAddr>) -> Result<()> {
+    let wire = relay.map(|relay| Capture::file_at_client(client, &media_from(relay)));
+    let wire = wire.transpose()?;
+    let outcome = calls::steady(client, load)?;
+    let media = calls::all_preserved(load, &outcome)?;
+    tell(load.transport, &outcome, &media);
+    ensure!(
+        media.streams == 4 && media.sent > 500,
+        "media of {} streams, {} packets",
+        media.streams,
+        media.sent
+    );
+    ensure!(
+        media.duplicates == 0 && outcome.strays == 0,
+        "media came twice or to others: {}, {} strays",
+        media.line(),
+        outcome.strays
+    );
+    match relay.zip(wire) {
+        Some((relay, wire)) => {
+            by_relay(&outcome, relay)?;
+            as_on_the_wire(&outcome, wire)?;
+        }
+        // Nothing lies between the two ends.
+        None => ensure!(media.lost == 0, "media was lost: {}", media.line()),
+    }
+    Ok(())
 }
 
 /// Checks that all media went by the relay.

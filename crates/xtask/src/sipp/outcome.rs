@@ -168,8 +168,7 @@ pub(super) fn parse_failed_calls(statistics: &str) -> Option<String> {
     }
     failed.retain(|(_, count)| *count > 0);
     if failed.is_empty() {
-        let successful = counters(statistics).find(|(name, _)| *name == "SuccessfulCall");
-        let successful = successful.map_or("none".to_owned(), |(_, count)| count.to_string());
+        let (_, successful) = counters(statistics).find(|(name, _)| *name == "SuccessfulCall")?;
         return Some(format!(
             "it counts {successful} as successful, and no call as failed"
         ));
@@ -192,10 +191,7 @@ pub(super) fn parse_gaps(log: &str, wanted: u32) -> Option<String> {
         .filter(|(_, _, event)| *event == "start")
         .map(|(call, _, _)| call)
         .collect();
-    let missing: Vec<String> = (1..=wanted)
-        .filter(|call| !begun.contains(call))
-        .map(|call| call.to_string())
-        .collect();
+    let missing: Vec<u32> = (1..=wanted).filter(|call| !begun.contains(call)).collect();
     let (first, last) = (missing.first()?, missing.last()?);
     Some(format!(
         "its log of calls does not tell of {} that should have begun, the first {first}, the last {last}",
