@@ -4,6 +4,7 @@
 //! threads of their own: this thread's turning is what the heartbeats attest.
 
 mod guest;
+mod listening;
 mod replica;
 
 use crate::{
@@ -41,13 +42,7 @@ const STAGING: usize = 4096;
 /// milliseconds.
 const WARM: usize = 4096;
 
-/// From one look for frames that have come for a guest that rests to the next: a request waits so long beside what the
-/// switchover takes anyway.
-const LISTEN: Duration = Duration::from_millis(1);
-/// How long that goes on at most: a host that waits for longer to hear who runs the machine has other troubles, and what came then is
-/// nobody's use any more.
-const LISTENS: Duration = Duration::from_secs(2);
-/// How many of them are taken with one look: a flood is not to hold this thread up.
+/// How many frames are taken with one look for those that have come for a guest that rests: a flood is not to hold this thread up.
 const FRAMES: usize = 64;
 
 /// The session that is being filled.
@@ -94,7 +89,7 @@ pub(crate) struct Driver {
     /// A switchover wants the guest to rest.
     rest: Rest,
     /// The guest stands since it came to rest, and what comes for it is passed on until then.
-    listens: Option<Time>,
+    listening: Listening,
     /// The guest ended for good: why.
     over: Option<Ended>,
     turned: Time,
@@ -157,7 +152,7 @@ impl Driver {
             trying: None,
             reset: false,
             rest: Rest::No,
-            listens: None,
+            listening: Listening::default(),
             over: None,
             turned: Time(0),
             rehearsals,
@@ -219,8 +214,8 @@ impl Driver {
         if let Some(next) = self.announcing.next() {
             deadline = deadline.min(Time(next));
         }
-        if self.listens.is_some() {
-            deadline = deadline.min(clock::now() + LISTEN);
+        if let Some(next) = self.listening.next(clock::now()) {
+            deadline = deadline.min(next);
         }
         deadline
     }
@@ -262,14 +257,17 @@ impl Driver {
     /// Passes on what comes for a guest that stands for a switchover. Whoever will run it begins with that; and if it comes to
     /// nothing, the guest gets it here. It ends when the guest stands here no more, for whatever reason.
     fn listen(&mut self) {
-        let Some(until) = self.listens else {
+        if !self.listening.has_begun() {
             return;
-        };
+        }
         match &self.held {
-            Held::Paused(paused) if clock::now() < until => {
+            Held::Paused(paused) if !self.listening.is_over(clock::now()) => {
                 paused.take_in(FRAMES);
             }
-            _ => self.set_listens(false),
+            _ => {
+                self.listening.end();
+                self.node.input.pass_on_media(false);
+            }
         }
     }
 
@@ -281,11 +279,6 @@ impl Driver {
             Held::Nothing | Held::Ready(_) => return,
         }
         self.node.input.gave_again(1);
-    }
-
-    fn set_listens(&mut self, listens: bool) {
-        self.listens = listens.then(|| clock::now() + LISTENS);
-        self.node.input.pass_on_media(listens);
     }
 
     fn announce(&mut self) {
@@ -499,8 +492,10 @@ impl Driver {
             After::Rests(paused) => {
                 self.held = Held::Paused(paused);
                 self.rest = Rest::Rests(ended);
-                let listens = (self.session.as_ref()).is_some_and(|session| session.passing_on);
-                self.set_listens(listens);
+                if (self.session.as_ref()).is_some_and(|session| session.passing_on) {
+                    self.listening.begin(clock::now());
+                    self.node.input.pass_on_media(true);
+                }
             }
         }
         self.turn();

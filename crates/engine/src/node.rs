@@ -311,6 +311,12 @@ impl Node {
         self.outbox(peer)
     }
 
+    /// As if the host had offered this session to that peer.
+    #[cfg(test)]
+    pub(crate) fn offers(&self, session: SessionId, to: Incarnation) {
+        *lock(&self.offered) = Some((session, to));
+    }
+
     /// The links there are.
     pub(crate) fn partners(&self) -> Vec<Incarnation> {
         lock(&self.peers).iter().map(|(peer, _)| *peer).collect()

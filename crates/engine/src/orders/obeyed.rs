@@ -1,6 +1,7 @@
 //! The thread that holds the machine, with the tiny guest and without a partner: what it is told,
 //! it does, and nothing else. Where there is no KVM, these tests say so and pass.
 
+mod filling;
 mod replica;
 
 use super::*;

@@ -290,11 +290,9 @@ fn cost_rows(alone: &Alone, paired: &Paired) -> Vec<Row> {
             )
             .peer(alone.map(|alone| alone.percent_without_vcpus))
             .target(Target::AtMost(IDLE_PERCENT)),
-            row("of that the devices", host.devices),
-            row("of that the epoch loop", host.checkpoint),
-            row("of that the sender", host.sender),
-            row("of that heartbeats, receiver and all else", host.other),
         ]);
+        let parts = host.parts().into_iter();
+        rows.extend(parts.map(|(what, percent)| row(&format!("of that, {what}"), percent)));
     }
     rows.push(
         Row::new(

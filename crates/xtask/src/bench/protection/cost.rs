@@ -187,6 +187,16 @@ impl HostCost {
             other: percent(used.other),
         }
     }
+
+    /// What it is made of beside the guest's own processors, and by what name a table shows it.
+    pub(super) fn parts(&self) -> [(&'static str, f64); 4] {
+        [
+            ("devices", self.devices),
+            ("epoch loop", self.checkpoint),
+            ("sender", self.sender),
+            ("heartbeats, receiver and all else", self.other),
+        ]
+    }
 }
 
 #[cfg(test)]

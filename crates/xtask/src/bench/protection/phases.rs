@@ -55,22 +55,11 @@ pub(super) fn at(
             Row::new(of("taken from this computer by others"), "%", stolen),
         ]);
         let cost = HostCost::of(&used, took.as_secs_f64());
-        rows.extend(
-            [
-                ("vCPUs", cost.percent - cost.percent_without_vcpus),
-                ("devices", cost.devices),
-                ("epoch loop", cost.checkpoint),
-                ("sender", cost.sender),
-                ("heartbeats, receiver and all else", cost.other),
-            ]
-            .map(|(what, percent)| {
-                Row::new(
-                    of(&format!("processor of the primary, {what}")),
-                    "% of a core",
-                    percent,
-                )
-            }),
-        );
+        let vcpus = ("vCPUs", cost.percent - cost.percent_without_vcpus);
+        for (what, percent) in [vcpus].into_iter().chain(cost.parts()) {
+            let what = of(&format!("processor of the primary, {what}"));
+            rows.push(Row::new(what, "% of a core", percent));
+        }
         let pairs = before.iter().zip(&after);
         for (before, after) in pairs.filter(|(before, after)| before.name == after.name) {
             if after.name == "pause" {
