@@ -21,6 +21,7 @@ use crate::{
     settings::{Builder, Settings, Shape},
 };
 use guest::Held;
+use listening::Listening;
 use romulus_checkpoint::{Encoder, Staging};
 use romulus_machine::{Error, Machine, PageSet, Ports, WarmPages};
 use romulus_network::announce::Schedule;
