@@ -89,7 +89,7 @@ pub(crate) struct Driver {
     reset: bool,
     /// A switchover wants the guest to rest.
     rest: Rest,
-    /// The guest stands since it came to rest, and what comes for it is passed on until then.
+    /// The guest stands since it came to rest, and what comes for it is passed on.
     listening: Listening,
     /// The guest ended for good: why.
     over: Option<Ended>,
@@ -265,10 +265,7 @@ impl Driver {
             Held::Paused(paused) if !self.listening.is_over(clock::now()) => {
                 paused.take_in(FRAMES);
             }
-            _ => {
-                self.listening.end();
-                self.node.input.pass_on_media(false);
-            }
+            _ => self.set_listening(false),
         }
     }
 
@@ -280,6 +277,15 @@ impl Driver {
             Held::Nothing | Held::Ready(_) => return,
         }
         self.node.input.gave_again(1);
+    }
+
+    fn set_listening(&mut self, listens: bool) {
+        if listens {
+            self.listening.begin(clock::now());
+        } else {
+            self.listening.end();
+        }
+        self.node.input.pass_on_media(listens);
     }
 
     fn announce(&mut self) {
@@ -493,10 +499,8 @@ impl Driver {
             After::Rests(paused) => {
                 self.held = Held::Paused(paused);
                 self.rest = Rest::Rests(ended);
-                if (self.session.as_ref()).is_some_and(|session| session.passing_on) {
-                    self.listening.begin(clock::now());
-                    self.node.input.pass_on_media(true);
-                }
+                let listens = (self.session.as_ref()).is_some_and(|session| session.passing_on);
+                self.set_listening(listens);
             }
         }
         self.turn();

@@ -311,8 +311,7 @@ impl Node {
         self.outbox(peer)
     }
 
-    /// As if the host had offered this session to that peer.
-    #[cfg(test)]
+    /// The host offers this session to that peer.
     pub(crate) fn offers(&self, session: SessionId, to: Incarnation) {
         *lock(&self.offered) = Some((session, to));
     }
@@ -415,7 +414,7 @@ impl Node {
             return;
         };
         if let Message::Begin { session, .. } = message {
-            *lock(&self.offered) = Some((session, to));
+            self.offers(session, to);
         }
         match message {
             Message::Checkpoint(checkpoint) => {

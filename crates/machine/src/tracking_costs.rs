@@ -34,7 +34,7 @@ pub struct TrackingCosts {
     pub copy: Duration,
 }
 
-/// Measures it, in some milliseconds.
+/// Measures it, in some tens of milliseconds; in half a second where exits are emulated.
 ///
 /// # Errors
 /// The tiny guest cannot be made here, or does not run.
@@ -47,13 +47,15 @@ pub fn tracking_costs() -> Result<TrackingCosts, Error> {
         first_page: FIRST_PAGE,
         wait: 0,
     };
+    let alone = thread::available_parallelism().is_ok_and(|processors| processors.get() == 1);
+    let look = if alone { LOOK_ALONE } else { LOOK };
     let paused = tiny.boot()?;
     let memory = paused.memory().clone();
     let mut dirty = PageSet::new(&memory);
-    let mut begin = Begin::now(&tiny, &memory);
+    let begin = Begin::now(&tiny, &memory);
     let mut machine = paused.resume()?;
     // Before pages are tracked, each is given to the guest once.
-    begin.wait(2)?;
+    begin.wait(2, look)?;
     let mut paused = machine.pause()?;
     paused.start_tracking()?;
     machine = paused.resume()?;
@@ -61,16 +63,16 @@ pub fn tracking_costs() -> Result<TrackingCosts, Error> {
     let mut round = Duration::MAX;
     for times in &mut with_faults {
         // With all its pages written, a round shows what a round costs without faults.
-        let (rounds, took) = Begin::now(&tiny, &memory).wait(64)?;
+        let (rounds, took) = Begin::now(&tiny, &memory).wait(64, look)?;
         round = round.min(took / rounds);
         // The next write to each page is a first one again.
         let mut paused = machine.pause()?;
         paused.harvest(&mut dirty)?;
         // Before the guest goes on: it may have this thread's processor at once.
-        begin = Begin::now(&tiny, &memory);
+        let begin = Begin::now(&tiny, &memory);
         machine = paused.resume()?;
         // The round that was under way, and a whole one: every page was written.
-        *times = begin.wait(2)?;
+        *times = begin.wait(2, look)?;
     }
     drop(machine);
     Ok(TrackingCosts {
@@ -108,11 +110,6 @@ fn copy_cost(memory: &Memory) -> Duration {
     least
 }
 
-/// Whether there is one processor for everything.
-fn is_alone() -> bool {
-    thread::available_parallelism().is_ok_and(|processors| processors.get() == 1)
-}
-
 /// A moment from which the guest's rounds are counted.
 struct Begin<'a> {
     tiny: &'a Tiny,
@@ -131,9 +128,9 @@ impl<'a> Begin<'a> {
         }
     }
 
-    /// Waits until the guest has begun so many rounds more: how many it was, and how long it took.
-    fn wait(&self, count: u64) -> Result<(u32, Duration), Error> {
-        let look = if is_alone() { LOOK_ALONE } else { LOOK };
+    /// Waits until the guest has begun so many rounds more, with a look at it every `look`: how many it was, and how long
+    /// it took.
+    fn wait(&self, count: u64, look: Duration) -> Result<(u32, Duration), Error> {
         loop {
             let rounds = self.tiny.rounds(self.memory, 0) - self.rounds;
             let took = self.at.elapsed();

@@ -171,8 +171,8 @@ mod tests {
     #[test]
     fn the_dearer_an_exit_the_longer_the_patience() {
         let us = Duration::from_micros;
-        assert_eq!(WarmPages::patience(us(10), us(1)), 20);
-        assert_eq!(WarmPages::patience(us(1), us(4)), 1);
+        assert_eq!(WarmPages::patience(us(20), us(1)), 40);
+        assert_eq!(WarmPages::patience(us(1), us(2)), 1);
         assert_eq!(WarmPages::patience(us(300), us(1)), 64);
         assert_eq!(WarmPages::patience(us(300), Duration::ZERO), 64);
     }

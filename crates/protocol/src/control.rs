@@ -400,6 +400,10 @@ mod tests {
         }
         let took = awake.0.since(calm.0);
         assert!(took < 400 * MS, "it took {took:?} to have the most");
+        for _ in 0..50 {
+            awake = epoch(0.0);
+        }
+        assert!(awake.1 > 0.89, "in the end it had {}", awake.1);
     }
 
     #[test]
