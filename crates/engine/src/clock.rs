@@ -13,6 +13,12 @@ pub(crate) fn now() -> Time {
     Time(seconds.saturating_mul(1_000_000_000) + nanoseconds)
 }
 
+/// `CLOCK_REALTIME`, since its epoch: for what others note on it. It may be set at any time.
+pub(crate) fn wall() -> Duration {
+    let now = rustix::time::clock_gettime(ClockId::Realtime);
+    Duration::try_from(now).unwrap_or_default()
+}
+
 /// The processor time that this thread has had.
 pub(crate) fn thread_time() -> Duration {
     let time = rustix::time::clock_gettime(ClockId::ThreadCPUTime);

@@ -11,6 +11,7 @@ mod tests;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::time::Duration;
 
 use romulus_protocol::heartbeat::Heartbeat;
 use romulus_protocol::wire::{decode_heartbeat, encode_heartbeat};
@@ -19,6 +20,7 @@ use thiserror::Error;
 use crate::identity::Key;
 
 pub use limit::Limit;
+use socket::Stamped;
 pub(crate) use socket::{LONGEST, Socket};
 
 /// Far longer than any heartbeat, in bytes.
@@ -49,6 +51,17 @@ pub struct Counts {
     pub received: u64,
     /// Datagrams dropped: from another address, damaged or not authentic.
     pub dropped: u64,
+}
+
+/// A heartbeat that was read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Received {
+    /// The index of the path that it came on.
+    pub path: usize,
+    /// What it says.
+    pub beat: Heartbeat,
+    /// When it arrived, on `CLOCK_REALTIME`, where the kernel told.
+    pub wall: Option<Duration>,
 }
 
 /// A path's socket cannot be made.
@@ -99,6 +112,8 @@ impl Paths {
                 local: path.local,
                 error,
             })?;
+            // A wish: without, a heartbeat counts from when it is read.
+            let _ = socket.stamp();
             Ok(Lane {
                 path: path.clone(),
                 socket,
@@ -131,10 +146,10 @@ impl Paths {
         }
     }
 
-    /// The next heartbeat that has arrived, and the index of the path that it came on; nothing
+    /// The next heartbeat that has arrived; nothing
     /// when every socket was found empty once since that was answered last: then a new round begins. No socket
     /// is asked again that was empty in this round: that would be a third of all system calls of an idle pair.
-    pub fn receive(&mut self) -> Option<(usize, Heartbeat)> {
+    pub fn receive(&mut self) -> Option<Received> {
         let Paths {
             lanes,
             key,
@@ -147,8 +162,13 @@ impl Paths {
         for (index, lane) in lanes.iter_mut().enumerate().skip(*round) {
             *round = index;
             for _ in 0..FLOOD {
-                match lane.socket.receive(&mut buffer[..]) {
-                    Ok(Some((length, from))) => {
+                match lane.socket.receive_stamped(&mut buffer[..]) {
+                    Ok(Some(Stamped { length, from, wall })) => {
+                        let received = |beat| Received {
+                            path: index,
+                            beat,
+                            wall,
+                        };
                         let bytes = &buffer[..length];
                         if let Some(beat) = said
                             && bytes == newest
@@ -156,13 +176,13 @@ impl Paths {
                         {
                             // Byte by byte what was found authentic on another path.
                             lane.counts.received += 1;
-                            return Some((index, beat.clone()));
+                            return Some(received(beat.clone()));
                         }
                         if let Some(beat) = lane.admit(bytes, from, key) {
                             newest.clear();
                             newest.extend_from_slice(bytes);
                             *said = Some(beat.clone());
-                            return Some((index, beat));
+                            return Some(received(beat));
                         }
                     }
                     Ok(None) => break,

@@ -13,6 +13,7 @@
 //! out by whoever told it, or handed to the thread that owns it (`node.rs`).
 
 pub mod arbiter;
+mod arrival;
 mod backup;
 mod clock;
 pub mod datagram;

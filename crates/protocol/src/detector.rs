@@ -5,8 +5,11 @@
 //! - Age counts from our own send time echoed back, so a late echo is not fresh: `Peer::echoed`.
 //! - The backup's silence begins no earlier than the last time it vouched for the runner:
 //!   `Peer::vouched`. Why: the primary passes unheld output until `T_p` after it *sent* the
-//!   heartbeat whose echo it holds. The backup must count from when it gave that echo, or slow
-//!   packets in the other direction would let it claim too soon. An echo is thus a lease.
+//!   heartbeat whose echo it holds. The backup counts from when that heartbeat arrived, which is
+//!   never before: were it to count from echoes alone, slow packets in the other direction would
+//!   let it claim too soon. An echo is thus a lease.
+//! - A heartbeat may be read later than it arrived ([`Detector::heard`]'s `arrived`). To count from
+//!   the reading would be safe, too, and would claim later by as much.
 //! - Nobody vouches for one who is not the runner, as far as he knows: a former heir that runs now
 //!   must not keep its former runner going ([`Detector::beat`]'s `vouch`).
 //! - Heartbeats attest that the epoch loop moves; one that does not is neither proof nor vouched
@@ -49,7 +52,7 @@ pub struct Peer {
     pub heard: Time,
     /// The newest of our own send times that it has echoed while its loop moved.
     echoed: Option<Time>,
-    /// When we last received a heartbeat that we vouch for.
+    /// When the newest heartbeat arrived that we vouch for.
     vouched: Option<Time>,
     /// The newest send time of its heartbeats, on its clock.
     newest: Time,
@@ -191,8 +194,18 @@ impl Detector {
         self.adapt(now)
     }
 
-    /// A heartbeat arrived. It must be authentic and of this machine.
-    pub fn heard(&mut self, now: Time, beat: &Heartbeat, lane: Lane, me: Incarnation) {
+    /// A heartbeat was read, which arrived at `arrived`. It must be authentic and of this machine.
+    pub fn heard(
+        &mut self,
+        now: Time,
+        arrived: Time,
+        beat: &Heartbeat,
+        lane: Lane,
+        me: Incarnation,
+    ) {
+        // What is read now was not there when everything had been read.
+        let unread_since = if self.drained { self.ticked } else { Time(0) };
+        let arrived = arrived.max(unread_since).min(now);
         let own = self.guards.on(Guard::OwnSendTime);
         let moves = beat.moves || !self.guards.on(Guard::LoopMoves);
         let peer = self.entry(now, beat.from);
@@ -214,12 +227,12 @@ impl Detector {
         // proves nothing about now.
         if peer.moving.is_none_or(|newest| beat.sent > newest) {
             peer.moving = Some(beat.sent);
-            peer.vouched = Some(now);
+            peer.vouched = Some(arrived);
             // A silence that ended was noise. A frozen host is silent on purpose.
             if let Some(last) = last
                 && did != Activity::Frozen
             {
-                let silence = now.since(last).saturating_sub(self.late_since(last));
+                let silence = arrived.since(last).saturating_sub(self.late_since(last));
                 self.noticed(now, silence, Late::Silence);
             }
         }
@@ -340,18 +353,35 @@ impl Detector {
             .is_some_and(|silence| silence >= self.t_a())
     }
 
+    /// When [`Detector::heir_failed`] will say so if nothing is heard until then. Nothing once it
+    /// does, or when that cannot be said now.
+    pub fn heir_due(&self, now: Time, heir: Incarnation) -> Option<Time> {
+        let silence = self.silence(now, heir, Watch::Heir)?;
+        due(now, silence, self.t_a())
+    }
+
     /// Whether the backup is to claim: its runner has been silent for `T_b`, or for `T_closed`
     /// after its connection closed, where no output is `unheld`.
     pub fn runner_failed(&self, now: Time, runner: Incarnation, unheld: bool) -> bool {
+        self.silence(now, runner, Watch::Runner)
+            .is_some_and(|silence| silence >= self.patience(runner, unheld))
+    }
+
+    /// When [`Detector::runner_failed`] will say so if nothing is heard until then. Nothing once it
+    /// does, or when that cannot be said now.
+    pub fn runner_due(&self, now: Time, runner: Incarnation, unheld: bool) -> Option<Time> {
+        let silence = self.silence(now, runner, Watch::Runner)?;
+        due(now, silence, self.patience(runner, unheld))
+    }
+
+    /// The silence of a runner that is enough.
+    fn patience(&self, runner: Incarnation, unheld: bool) -> Duration {
         let closed = self.peer(runner).is_some_and(|p| p.closed);
-        let shorten = closed && (!unheld || !self.guards.on(Guard::ClosedOnlyHeld));
-        let enough = if shorten {
+        if closed && (!unheld || !self.guards.on(Guard::ClosedOnlyHeld)) {
             self.timing.t_closed
         } else {
             self.t_b
-        };
-        self.silence(now, runner, Watch::Runner)
-            .is_some_and(|silence| silence >= enough)
+        }
     }
 
     /// For how long since `since` the observer did not run. A proof of life may arrive after such
@@ -427,6 +457,12 @@ impl Detector {
             t_b
         })
     }
+}
+
+/// When a silence that has lasted for `silence` will have lasted for `enough`.
+fn due(now: Time, silence: Duration, enough: Duration) -> Option<Time> {
+    let left = enough.checked_sub(silence)?;
+    (!left.is_zero()).then(|| now + left)
 }
 
 /// `duration`·`times`/`of`; as long as can be where that is too long.

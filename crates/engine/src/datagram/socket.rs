@@ -1,11 +1,15 @@
 //! A UDP socket that never waits.
 
-use std::io;
+mod stamp;
+
+use std::io::{self, IoSliceMut};
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
 
 use rustix::io::{Errno, retry_on_intr};
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, sockopt};
+use stamp::Control;
 
 /// The class of network control (RFC 4594, CS6), which queues serve before bulk data.
 const CLASS: u8 = 48 << 2;
@@ -35,6 +39,11 @@ impl Socket {
         Ok(Socket(socket))
     }
 
+    /// From now on the kernel notes when each datagram arrives.
+    pub(crate) fn stamp(&self) -> io::Result<()> {
+        stamp::enable(self.as_fd())
+    }
+
     /// Where it is.
     pub(crate) fn address(&self) -> io::Result<SocketAddr> {
         Ok(rustix::net::getsockname(&self.0)?.try_into()?)
@@ -59,6 +68,42 @@ impl Socket {
             Err(error) => Err(error.into()),
         }
     }
+}
+
+impl Socket {
+    /// [`Socket::receive`], and when it arrived, on `CLOCK_REALTIME`, where that was noted
+    /// ([`Socket::stamp`]).
+    pub(crate) fn receive_stamped(&self, buffer: &mut [u8]) -> io::Result<Option<Stamped>> {
+        let mut control = Control::new();
+        let received = retry_on_intr(|| {
+            let into = &mut [IoSliceMut::new(&mut *buffer)];
+            rustix::net::recvmsg(&self.0, into, &mut control.room(), RecvFlags::DONTWAIT)
+        });
+        match received {
+            Ok(message) => Ok(Some(Stamped {
+                length: message.bytes,
+                // Without a sender it is nobody's.
+                from: message
+                    .address
+                    .ok_or(io::ErrorKind::AddrNotAvailable)?
+                    .try_into()?,
+                wall: control.stamp(),
+            })),
+            Err(Errno::AGAIN) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+/// A datagram that was read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Stamped {
+    /// Its length, in bytes.
+    pub(crate) length: usize,
+    /// Who sent it.
+    pub(crate) from: SocketAddr,
+    /// When it arrived, on `CLOCK_REALTIME`.
+    pub(crate) wall: Option<Duration>,
 }
 
 impl AsFd for Socket {

@@ -7,6 +7,7 @@ use romulus_protocol::time::Time;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::*;
+use crate::clock;
 use crate::identity::Secret;
 
 fn here() -> SocketAddr {
@@ -57,6 +58,14 @@ fn lane(name: &'static str) -> Path {
 
 /// Waits until every socket has something, and takes all of it.
 fn drain(paths: &mut Paths) -> Vec<(usize, u64)> {
+    wait(paths);
+    std::iter::from_fn(|| paths.receive())
+        .map(|received| (received.path, received.beat.sent.0))
+        .collect()
+}
+
+/// Waits until every socket has something.
+fn wait(paths: &Paths) {
     for fd in paths.fds() {
         let long = Timespec {
             tv_sec: 60,
@@ -65,9 +74,27 @@ fn drain(paths: &mut Paths) -> Vec<(usize, u64)> {
         let mut fds = [PollFd::from_borrowed_fd(fd, PollFlags::IN)];
         assert_eq!(poll(&mut fds, Some(&long)), Ok(1));
     }
-    std::iter::from_fn(|| paths.receive())
-        .map(|(path, beat)| (path, beat.sent.0))
-        .collect()
+}
+
+#[test]
+fn the_kernel_notes_when_a_heartbeat_arrives_and_not_when_it_is_read() {
+    let (mut ours, mut theirs) = pair(key(1, 2), key(2, 1));
+    for sent in 1..20 {
+        let before = clock::wall();
+        ours.send(&beat(sent));
+        wait(&theirs);
+        let there = clock::wall();
+        for path in 0..2 {
+            let received = theirs.receive().expect("waited for");
+            assert_eq!((received.path, received.beat.sent), (path, Time(sent)));
+            let wall = received.wall.expect("noted");
+            assert!(
+                before <= wall && wall <= there,
+                "{before:?} {wall:?} {there:?}"
+            );
+        }
+        assert_eq!(theirs.receive(), None);
+    }
 }
 
 #[test]

@@ -41,3 +41,29 @@ impl Drop for End<'_> {
         self.0.end();
     }
 }
+
+#[test]
+fn what_is_read_late_is_told_with_its_arrival() {
+    let world = world();
+    world.node.handle(Event::Tick { drained: true });
+    let mut bytes = [0; 2048];
+    let length = world.partner.recv(&mut bytes).unwrap();
+    let beat = decode_heartbeat(&bytes[..length], &world.partner_key).unwrap();
+    let (before, after) = (Clocks::now(), Clocks::now());
+    let told = |wall| {
+        let received = Received {
+            path: 1,
+            beat: beat.clone(),
+            wall,
+        };
+        match heard(received, &before, &after) {
+            Event::Heartbeat { arrived, lane, .. } => (arrived, lane),
+            other => unreachable!("{other:?}"),
+        }
+    };
+    assert_eq!(told(None), (after.boot(), Lane::Other));
+    let earlier = crate::clock::wall().checked_sub(Duration::from_secs(9));
+    let (arrived, _) = told(earlier);
+    let ago = after.boot().since(arrived);
+    assert!(ago > Duration::from_secs(5), "it arrived {ago:?} ago");
+}

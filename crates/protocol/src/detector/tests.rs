@@ -54,6 +54,11 @@ fn quiet(until: u64) -> Detector {
     detector
 }
 
+/// It hears what arrives just then.
+fn hear(detector: &mut Detector, ms: u64, beat: &Heartbeat) {
+    detector.heard(at(ms), at(ms), beat, Lane::Link, me());
+}
+
 fn run(detector: &mut Detector, from: u64, until: u64) {
     for ms in (from..=until).step_by(8) {
         detector.tick(at(ms), true);
@@ -64,7 +69,7 @@ fn run(detector: &mut Detector, from: u64, until: u64) {
 #[test]
 fn a_late_echo_is_not_fresh() {
     let mut detector = quiet(96);
-    detector.heard(at(96), &beat(1, Some(at(10))), Lane::Link, me());
+    hear(&mut detector, 96, &beat(1, Some(at(10))));
     assert_eq!(
         detector.pass_until(other()),
         Some(at(80)),
@@ -75,14 +80,14 @@ fn a_late_echo_is_not_fresh() {
         "86 ms old, whenever it came"
     );
     // An echo from the future buys no time.
-    detector.heard(at(96), &beat(2, Some(at(5000))), Lane::Link, me());
+    hear(&mut detector, 96, &beat(2, Some(at(5000))));
     assert_eq!(detector.pass_until(other()), Some(at(96 + 70)));
 }
 
 #[test]
 fn the_backup_counts_from_when_it_last_vouched() {
     let mut detector = quiet(96);
-    detector.heard(at(96), &beat(1, Some(at(2))), Lane::Link, me());
+    hear(&mut detector, 96, &beat(1, Some(at(2))));
     run(&mut detector, 104, 192);
     assert!(
         !detector.runner_failed(at(195), other(), true),
@@ -91,21 +96,65 @@ fn the_backup_counts_from_when_it_last_vouched() {
     run(&mut detector, 200, 200);
     assert!(detector.runner_failed(at(200), other(), true));
     // A duplicate renews nothing.
-    detector.heard(at(200), &beat(1, Some(at(2))), Lane::Link, me());
+    hear(&mut detector, 200, &beat(1, Some(at(2))));
     assert!(detector.runner_failed(at(200), other(), true));
+}
+
+#[test]
+fn the_backup_counts_from_the_arrival_of_what_it_reads_later() {
+    let mut detector = quiet(96);
+    detector.heard(at(104), at(98), &beat(1, Some(at(2))), Lane::Link, me());
+    run(&mut detector, 104, 192);
+    let due = detector.runner_due(at(192), other(), true);
+    assert_eq!(due, Some(at(198)), "T_b after it arrived");
+    assert!(!detector.runner_failed(at(197), other(), true));
+    assert!(detector.runner_failed(at(198), other(), true));
+    let over = detector.runner_due(at(198), other(), true);
+    assert_eq!(over, None, "nothing is waited for that has come");
+}
+
+#[test]
+fn no_arrival_is_taken_for_earlier_than_it_can_have_been_or_for_later_than_now() {
+    for (arrived, counts) in [(at(3), at(96)), (at(96), at(96)), (at(5000), at(104))] {
+        let mut detector = quiet(96);
+        let beat = beat(1, Some(at(2)));
+        detector.heard(at(104), arrived, &beat, Lane::Link, me());
+        run(&mut detector, 104, 184);
+        let due = detector.runner_due(at(184), other(), true);
+        assert_eq!(due, Some(counts + MS * 100), "all was read at 96 ms");
+    }
+    // Where not all was read, it may have lain there before.
+    let mut detector = quiet(96);
+    detector.tick(at(100), false);
+    let beat = beat(1, Some(at(2)));
+    detector.heard(at(104), at(50), &beat, Lane::Link, me());
+    detector.tick(at(104), true);
+    let due = detector.runner_due(at(104), other(), true);
+    assert_eq!(due, Some(at(150)));
+}
+
+#[test]
+fn the_primary_is_told_when_the_silence_of_its_heir_is_long_enough() {
+    let mut detector = quiet(96);
+    hear(&mut detector, 96, &beat(1, Some(at(40))));
+    let due = detector.heir_due(at(97), other());
+    assert_eq!(due, Some(at(40 + 80)), "T_a after the newest echo was sent");
+    assert!(!detector.heir_failed(at(119), other()));
+    assert!(detector.heir_failed(at(120), other()));
+    assert_eq!(detector.heir_due(at(120), other()), None);
 }
 
 #[test]
 fn a_runner_whose_loop_stalls_is_as_good_as_silent() {
     let mut detector = quiet(8);
-    detector.heard(at(8), &beat(1, Some(at(8))), Lane::Link, me());
+    hear(&mut detector, 8, &beat(1, Some(at(8))));
     for ms in (16..=120).step_by(8) {
         run(&mut detector, ms, ms);
         let stalled = Heartbeat {
             moves: false,
             ..beat(ms, Some(at(ms)))
         };
-        detector.heard(at(ms), &stalled, Lane::Link, me());
+        hear(&mut detector, ms, &stalled);
     }
     assert!(detector.runner_failed(at(120), other(), true));
 }
@@ -113,7 +162,7 @@ fn a_runner_whose_loop_stalls_is_as_good_as_silent() {
 #[test]
 fn our_own_lateness_does_not_count_and_the_sockets_come_first() {
     let mut detector = quiet(8);
-    detector.heard(at(8), &beat(1, Some(at(8))), Lane::Link, me());
+    hear(&mut detector, 8, &beat(1, Some(at(8))));
     // The host stands still for two seconds.
     detector.tick(at(2008), false);
     detector.loop_turned(at(2008));
@@ -123,7 +172,7 @@ fn our_own_lateness_does_not_count_and_the_sockets_come_first() {
         "unread sockets"
     );
     // What waited there is from just before the gap.
-    detector.heard(at(2008), &beat(2, Some(at(9))), Lane::Link, me());
+    hear(&mut detector, 2008, &beat(2, Some(at(9))));
     detector.tick(at(2009), true);
     assert!(!detector.heir_failed(at(2009), other()));
     assert_eq!(
@@ -141,7 +190,7 @@ fn our_own_lateness_does_not_count_and_the_sockets_come_first() {
 #[test]
 fn a_host_whose_own_loop_stalls_says_nothing_of_others() {
     let mut detector = quiet(8);
-    detector.heard(at(8), &beat(1, Some(at(8))), Lane::Link, me());
+    hear(&mut detector, 8, &beat(1, Some(at(8))));
     for ms in (16..=200).step_by(8) {
         detector.tick(at(ms), true);
     }
@@ -157,7 +206,7 @@ fn a_host_whose_own_loop_stalls_says_nothing_of_others() {
 #[test]
 fn a_closed_connection_shortens_the_wait_where_all_is_held() {
     let mut detector = quiet(8);
-    detector.heard(at(8), &beat(1, Some(at(8))), Lane::Link, me());
+    hear(&mut detector, 8, &beat(1, Some(at(8))));
     detector.connection(at(10), other(), false);
     run(&mut detector, 16, 40);
     assert!(detector.runner_failed(at(40), other(), false));
@@ -177,7 +226,7 @@ fn what_is_remembered_is_bounded() {
             from: incarnation(n),
             ..beat(1, None)
         };
-        detector.heard(at(9), &stranger, Lane::Link, me());
+        hear(&mut detector, 9, &stranger);
     }
     assert_eq!(detector.peers().count(), PEERS_MAX);
     let say = Heartbeat {

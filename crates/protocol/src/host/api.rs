@@ -10,6 +10,7 @@ use crate::lanes::Lane;
 use crate::message::Message;
 use crate::record::{Record, Refusal};
 use crate::sidecar::Sidecar;
+use crate::time::Time;
 use crate::timing::Timing;
 
 use super::Permit;
@@ -38,8 +39,16 @@ pub enum Event {
     },
     /// The epoch loop (on a backup: the loop that receives) went round.
     LoopTurned,
-    /// An authentic heartbeat arrived, by this way.
-    Heartbeat(Heartbeat, Lane),
+    /// An authentic heartbeat.
+    Heartbeat {
+        /// What it says.
+        beat: Heartbeat,
+        /// The way that it came.
+        lane: Lane,
+        /// When it arrived, which may be before it is read. Never earlier than it did: the lease
+        /// that it renews begins then.
+        arrived: Time,
+    },
     /// An authentic answer of the arbiter arrived.
     Arbiter(Answer),
     /// There is a link to this incarnation, both ends authenticated, their [`Message::Hello`]s

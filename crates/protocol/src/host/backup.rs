@@ -97,12 +97,7 @@ impl Host {
             return;
         }
         let timing = &self.config.timing;
-        // As the runner said when it began, whatever this host's own file says by now.
-        let unheld = if self.guards.on(Guard::ModeOfSession) {
-            replica.unheld
-        } else {
-            self.config.unheld
-        };
+        let unheld = self.replica_unheld(replica);
         let may = match record.phase {
             // The replica must be the one that this runner filled and named.
             Phase::Running => {
@@ -117,6 +112,16 @@ impl Host {
         if may {
             self.freeze();
             self.claim(now, &record);
+        }
+    }
+
+    /// Whether the runner that fills this replica leaves output unheld: as it said when it began,
+    /// whatever this host's own file says by now.
+    pub(super) fn replica_unheld(&self, replica: &Replica) -> bool {
+        if self.guards.on(Guard::ModeOfSession) {
+            replica.unheld
+        } else {
+            self.config.unheld
         }
     }
 

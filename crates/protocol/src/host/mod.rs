@@ -172,7 +172,11 @@ impl Host {
         match event {
             Event::Tick { drained } => self.tick(now, drained),
             Event::LoopTurned => self.detector.loop_turned(now),
-            Event::Heartbeat(beat, lane) => self.heard(now, &beat, lane),
+            Event::Heartbeat {
+                beat,
+                lane,
+                arrived,
+            } => self.heard(now, arrived, &beat, lane),
             Event::Arbiter(answer) => self.answered(now, &answer),
             Event::Connected(peer) => self.connection(now, peer, true),
             Event::Closed(peer) => self.connection(now, peer, false),
@@ -199,9 +203,23 @@ impl Host {
         self.actions.pop_front()
     }
 
-    /// When the next [`Event::Tick`] is due at the latest.
+    /// When the next [`Event::Tick`] is due at the latest: with the next heartbeat, or when the
+    /// silence of the other side is long enough to claim, should nothing be read by then.
     pub fn deadline(&self, now: Time) -> Time {
-        self.detector.due().unwrap_or(now)
+        let beat = self.detector.due().unwrap_or(now);
+        self.claim_due(now).map_or(beat, |claim| claim.min(beat))
+    }
+
+    fn claim_due(&self, now: Time) -> Option<Time> {
+        let record = self.seat.view()?;
+        match &self.role {
+            Role::Backup(replica) => {
+                let unheld = self.replica_unheld(replica);
+                self.detector.runner_due(now, record.runner, unheld)
+            }
+            Role::Primary(_) => self.detector.heir_due(now, record.heir?),
+            _ => None,
+        }
     }
 
     /// What may leave now. Check it right before each frame.
@@ -336,11 +354,11 @@ impl Host {
         self.act(Action::Heartbeat(beat));
     }
 
-    fn heard(&mut self, now: Time, beat: &Heartbeat, lane: Lane) {
+    fn heard(&mut self, now: Time, arrived: Time, beat: &Heartbeat, lane: Lane) {
         if beat.machine != self.config.machine || beat.from == self.me {
             return;
         }
-        self.detector.heard(now, beat, lane, self.me);
+        self.detector.heard(now, arrived, beat, lane, self.me);
         if self
             .seat
             .view()

@@ -1,5 +1,6 @@
 //! Single steps of a host. What many steps lead to is the simulator's business.
 
+mod silence;
 mod switchover;
 
 use super::*;
@@ -171,6 +172,15 @@ impl Bench {
         assert!(self.host.status().whole);
     }
 
+    /// The heir of 2, with a whole replica.
+    fn heir() -> Bench {
+        let mut bench = Bench::new(1, Sidecar::empty(MACHINE));
+        bench.answer(Some(record(3, 2, None, Phase::Running)));
+        bench.fill();
+        bench.answer(Some(record(4, 2, Some(1), Phase::Running)));
+        bench
+    }
+
     fn link(&mut self, message: Message) -> Vec<Action> {
         self.give(Event::Message {
             from: incarnation(2),
@@ -206,9 +216,14 @@ impl Bench {
     }
 
     fn beat_on(&mut self, activity: Activity, lane: Lane) -> Vec<Action> {
+        self.beat_from(activity, lane, self.now)
+    }
+
+    /// One that is read now and arrived earlier.
+    fn beat_from(&mut self, activity: Activity, lane: Lane, arrived: Time) -> Vec<Action> {
         let echo = crate::heartbeat::Echo {
             of: self.host.me,
-            sent: self.now,
+            sent: arrived,
         };
         let beat = Heartbeat {
             machine: MACHINE,
@@ -221,7 +236,11 @@ impl Bench {
             generation: Generation(1),
             echoes: vec![echo],
         };
-        self.give(Event::Heartbeat(beat, lane))
+        self.give(Event::Heartbeat {
+            beat,
+            lane,
+            arrived,
+        })
     }
 }
 

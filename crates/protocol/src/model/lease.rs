@@ -10,9 +10,8 @@ use stateright::{Model, Property};
 
 use crate::guards::{Guard, Guards};
 use crate::heartbeat::Heartbeat;
-use crate::host::{Event, RoleName};
+use crate::host::RoleName;
 use crate::id::Epoch;
-use crate::lanes::Lane;
 use crate::timing::Timing;
 
 use super::TIMING;
@@ -159,7 +158,7 @@ impl Model for Lease {
             }
             Step::Hear { host, at } => {
                 let beat = next.beats[host].remove(at);
-                world.handle(host, Event::Heartbeat(beat, Lane::Link));
+                world.hear(host, beat);
             }
             Step::Request { at } => world.heard(at),
             Step::Closed { host } => world.closed(host),

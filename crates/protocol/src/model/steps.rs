@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 use stateright::{Model, Property};
 
 use crate::arbiter::{self, Answer, Arbiter};
+use crate::heartbeat::Heartbeat;
 use crate::host::{Event, RoleName};
 use crate::lanes::Lane;
 
@@ -133,10 +134,27 @@ impl World {
             let beats = [self.tick(0), self.tick(1)];
             for (from, beat) in beats.into_iter().enumerate() {
                 if let Some(beat) = beat {
-                    self.handle(1 - from, Event::Heartbeat(beat, Lane::Link));
+                    self.hear(1 - from, beat);
                 }
             }
         }
+    }
+
+    /// A heartbeat arrives and is read at once. One that is read with the next tick differs only
+    /// in that its echo goes out then in any case.
+    pub(super) fn hear(&mut self, host: usize, beat: Heartbeat) {
+        let Some(arrived) = self.process(host).map(|p| p.now) else {
+            return;
+        };
+        let lane = Lane::Link;
+        self.handle(
+            host,
+            Event::Heartbeat {
+                beat,
+                lane,
+                arrived,
+            },
+        );
     }
 
     pub(super) fn closed(&mut self, host: usize) {

@@ -3,14 +3,14 @@
 
 use std::collections::VecDeque;
 
-use crate::host::{Action, Host, Permit};
+use crate::host::{Action, Event, Host, Permit};
 use crate::id::{Epoch, Incarnation, SessionId, Term};
 use crate::message::Message;
 use crate::sidecar::Sidecar;
 
+use super::HOSTS;
 use super::history::Node;
 use super::network::Link;
-use super::{HOSTS, Happening};
 
 /// What a disk holds. It outlives processes.
 #[derive(Clone, Debug)]
@@ -91,8 +91,8 @@ pub(super) struct Process {
     pub(super) broken: bool,
     /// Since when it calls itself protected although it is not.
     pub(super) lies_since: Option<u64>,
-    /// Datagrams and timers that wait while the process hangs or does not read its sockets.
-    pub(super) inbox: Vec<Happening>,
+    /// Datagrams that have arrived and are not read.
+    pub(super) inbox: Vec<Event>,
     /// Numbers starts and timers.
     pub(super) versions: u64,
 }

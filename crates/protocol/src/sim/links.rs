@@ -29,6 +29,31 @@ impl World<'_> {
         }
     }
 
+    /// A datagram reaches a host, which may read it later.
+    pub(super) fn datagram_arrives(&mut self, host: usize, mut event: Event) {
+        let now = self.clock(host);
+        let computer = &self.computers[host];
+        let mut waits = self.now < computer.hung_until.max(computer.backlog_until);
+        if let Event::Heartbeat { arrived, .. } = &mut event {
+            *arrived = now;
+            waits |= self.reads_late;
+        }
+        if let Some(process) = self.process(host) {
+            process.inbox.push(event);
+        }
+        if !waits {
+            self.read(host);
+        }
+    }
+
+    /// A host reads everything that has arrived.
+    pub(super) fn read(&mut self, host: usize) {
+        let inbox = self.process(host).map(|p| std::mem::take(&mut p.inbox));
+        for event in inbox.unwrap_or_default() {
+            self.handle(host, event);
+        }
+    }
+
     pub(super) fn send(&mut self, host: usize, to: Incarnation, message: Message) {
         let Some(process) = &self.computers[host].process else {
             return;

@@ -6,6 +6,7 @@ use crate::host::{Action, Event, Notice, Switch};
 use crate::lanes::Lane;
 use crate::message::Message;
 use crate::record::Refusal;
+use crate::time::Time;
 
 use super::network::PATHS;
 use super::world::World;
@@ -38,7 +39,12 @@ impl World<'_> {
                 for other in (0..HOSTS).filter(|&other| other != host) {
                     for path in 0..paths {
                         let lane = if path == 0 { Lane::Link } else { Lane::Other };
-                        let event = Event::Heartbeat(beat.clone(), lane);
+                        let event = Event::Heartbeat {
+                            beat: beat.clone(),
+                            lane,
+                            // Known when it does.
+                            arrived: Time(0),
+                        };
                         self.datagram(path, host, other, &event);
                     }
                 }

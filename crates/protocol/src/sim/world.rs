@@ -86,6 +86,8 @@ pub(super) struct World<'a> {
     pub(super) arbiter: Option<Arbiter>,
     pub(super) arbiter_life: u64,
     pub(super) arbiter_full_until: u64,
+    /// Heartbeats are read when the next one is due, and not when they arrive.
+    pub(super) reads_late: bool,
     pub(super) stored: Record,
     /// The newest term that was decided, started or not.
     pub(super) decided: u64,
@@ -168,6 +170,7 @@ impl<'a> World<'a> {
             arbiter: None,
             arbiter_life: 0,
             arbiter_full_until: 0,
+            reads_late: seed / 8 % 2 == 1,
             stored: record,
             before: record,
             decided: 0,
@@ -317,15 +320,7 @@ impl<'a> World<'a> {
         match happening {
             Happening::Tick { host, life } if self.alive(host, life) => self.tick(host, life),
             Happening::Datagram { host, life, event } if self.alive(host, life) => {
-                let computer = &self.computers[host];
-                if self.now < computer.hung_until.max(computer.backlog_until) {
-                    let happening = Happening::Datagram { host, life, event };
-                    if let Some(process) = self.process(host) {
-                        process.inbox.push(happening);
-                    }
-                } else {
-                    self.handle(host, *event);
-                }
+                self.datagram_arrives(host, *event);
             }
             Happening::Done { host, life, event } if self.alive(host, life) => {
                 let hung = self.computers[host].hung_until;
@@ -340,13 +335,7 @@ impl<'a> World<'a> {
                 if self.now < computer.hung_until.max(computer.backlog_until) {
                     return;
                 }
-                let inbox = self
-                    .process(host)
-                    .map(|p| std::mem::take(&mut p.inbox))
-                    .unwrap_or_default();
-                for happening in inbox {
-                    self.happen(happening);
-                }
+                self.read(host);
             }
             Happening::Request(request) => self.request(*request),
             Happening::Stored { life, record, ok } => self.arbiter_stored(life, &record, ok),
@@ -509,6 +498,10 @@ impl<'a> World<'a> {
             return self.again(at, Happening::Tick { host, life });
         }
         let stuck = self.now < computer.stuck_until;
+        if self.now >= computer.backlog_until {
+            self.read(host);
+        }
+        let computer = &self.computers[host];
         let drained = computer.process.as_ref().is_none_or(|p| p.inbox.is_empty());
         let uplink = computer.uplink.state(self.now);
         self.handle(host, Event::Uplink(uplink));

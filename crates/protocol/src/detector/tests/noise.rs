@@ -10,7 +10,7 @@ fn adaptive() -> Detector {
 /// Heartbeats come every 10 ms of `from..until`, each with a fresh echo, and the detector runs.
 fn lively(detector: &mut Detector, from: u64, until: u64) {
     for ms in (from..until).step_by(10) {
-        detector.heard(at(ms), &beat(ms + 1, Some(at(ms))), Lane::Link, me());
+        hear(detector, ms, &beat(ms + 1, Some(at(ms))));
         detector.tick(at(ms), true);
         detector.loop_turned(at(ms));
     }
@@ -56,11 +56,11 @@ fn a_silence_that_ended_is_noise() {
 fn an_echo_that_was_late_is_noise_and_so_is_this_host() {
     let mut detector = adaptive();
     lively(&mut detector, 0, 100);
-    detector.heard(at(100), &beat(101, Some(at(10))), Lane::Link, me());
+    hear(&mut detector, 100, &beat(101, Some(at(10))));
     // What was echoed before was newer.
     assert_eq!(detector.tick(at(100), true), None);
     for ms in (110..200).step_by(10) {
-        detector.heard(at(ms), &beat(ms + 1, Some(at(ms - 60))), Lane::Link, me());
+        hear(&mut detector, ms, &beat(ms + 1, Some(at(ms - 60))));
         detector.tick(at(ms), true);
     }
     assert_eq!(detector.t_b(), 120 * MS, "twice 60 ms");
@@ -84,7 +84,7 @@ fn a_frozen_host_is_silent_on_purpose() {
             activity: Activity::Frozen,
             ..beat(ms + 1, None)
         };
-        detector.heard(at(ms), &frozen, Lane::Link, me());
+        hear(&mut detector, ms, &frozen);
         detector.tick(at(ms), true);
         detector.loop_turned(at(ms));
     }
@@ -92,7 +92,7 @@ fn a_frozen_host_is_silent_on_purpose() {
         activity: Activity::Primary,
         ..beat(1_091, Some(at(1_089)))
     };
-    detector.heard(at(1_090), &thawed, Lane::Link, me());
+    hear(&mut detector, 1_090, &thawed);
     detector.tick(at(1_090), true);
     assert_eq!(detector.t_b(), USUAL);
 }

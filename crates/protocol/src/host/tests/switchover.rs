@@ -166,18 +166,11 @@ fn an_epoch_whose_session_or_term_ended_in_its_pause_is_owed_to_nobody() {
 
 #[test]
 fn an_heir_that_is_yielded_to_claims_without_waiting_for_silence() {
-    let heir = || {
-        let mut bench = Bench::new(1, Sidecar::empty(MACHINE));
-        bench.answer(Some(record(3, 2, None, Phase::Running)));
-        bench.fill();
-        bench.answer(Some(record(4, 2, Some(1), Phase::Running)));
-        bench
-    };
     let session = |number| SessionId {
         runner: incarnation(2),
         number,
     };
-    let mut bench = heir();
+    let mut bench = Bench::heir();
     let other = bench.link(Message::Yield(session(2)));
     assert_eq!(changes(&other), [], "of another session");
     let own = bench.link(Message::Yield(session(1)));
