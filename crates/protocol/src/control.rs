@@ -112,6 +112,9 @@ const NEWEST_BUSY: f64 = 0.5;
 const BUSY: f64 = 0.05;
 /// A guest that sleeps for less than this share of its own time, on the mean, may have more.
 const RESTED: f64 = 0.1;
+/// A guest that sleeps for this share of its own time or more, on the mean, is at leisure: what it still does after its output is little,
+/// and an epoch for that alone would only make its next writes first ones again.
+const LEISURE: f64 = 0.5;
 
 impl Control {
     /// A law that has seen nothing yet; the guest runs since `now`.
@@ -176,8 +179,10 @@ impl Control {
         } else {
             self.limits.longest
         };
-        self.interval = if cost.held_output {
+        self.interval = if cost.held_output && self.asleep < LEISURE {
             self.limits.shortest
+        } else if cost.held_output {
+            self.limits.longest
         } else {
             (self.interval * 2).min(ceiling)
         };

@@ -9,7 +9,7 @@ mod wait;
 
 pub(crate) use arbiter::{Arbiter, Records};
 pub(crate) use etcd::Nodes;
-pub(crate) use status::{Phase, Status};
+pub(crate) use status::{Cover, Phase, Status};
 pub(crate) use takeover::{Steps, UnixSeconds, time as log_time, unix_seconds};
 
 use crate::{

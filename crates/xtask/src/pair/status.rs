@@ -41,8 +41,12 @@ pub(crate) struct Cover {
     pub(crate) partner_uplinks: Option<Uplinks>,
     /// How far a full copy is.
     pub(crate) copied: Option<Copied>,
+    /// Epochs that the process has sealed.
+    pub(crate) epochs: u64,
     /// Mean of the pages that an epoch dirtied.
     pub(crate) dirty_pages_mean: u64,
+    /// Mean of those of them whose first write left the guest.
+    pub(crate) first_writes_mean: u64,
     /// Frames that did not wait for a commit, because the mode lets them pass at once.
     pub(crate) at_once_frames: u64,
     /// Output that was sent again at the takeover.
@@ -139,6 +143,17 @@ impl Phase {
     }
 }
 
+impl Cover {
+    /// The mean of the epochs since `before`, from `of`, which is the mean of all epochs. That is a whole number, so that what is told
+    /// may be off by as much as there are epochs in all for each new one.
+    pub(crate) fn mean_since(&self, before: &Cover, of: impl Fn(&Cover) -> u64) -> Option<f64> {
+        let whole = |number: u64| u32::try_from(number).ok().map(f64::from);
+        let all = |cover: &Cover| Some(whole(cover.epochs)? * whole(of(cover))?);
+        let new = whole(self.epochs.checked_sub(before.epochs)?)?;
+        (new > 0.0).then_some((all(self)? - all(before)?) / new)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::{Phase, Status};
@@ -149,7 +164,7 @@ mod tests {
             "state": state, "pid": 7, "restarts": 0, "more": [],
             "protection": {
                 "role": role, "protected": protected, "term": 3, "epoch": 12, "t_b_us": 100_000,
-                "copied": {"done": 1, "all": 2}, "mode": "net", "mode_changes": false, "dirty_pages_mean": 60, "at_once_frames": 0, "sent_again_frames": 0, "given_again_frames": 0,
+                "copied": {"done": 1, "all": 2}, "mode": "net", "mode_changes": false, "epochs": 90, "dirty_pages_mean": 60, "first_writes_mean": 9, "at_once_frames": 0, "sent_again_frames": 0, "given_again_frames": 0,
             },
         }))
         .unwrap()

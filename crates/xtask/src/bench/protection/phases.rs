@@ -3,7 +3,7 @@
 use super::{cost::HostCost, rates};
 use crate::{
     machine_file::FIRST_GUEST,
-    pair::{Pair, Phase},
+    pair::{Cover, Pair, Phase},
     processor::Threads,
     report::{ProcessorTimes, Row},
     sipp::{self, Transport},
@@ -30,7 +30,10 @@ pub(super) fn at(
         let step = progress.step(format!("{rate} REGISTER/s"));
         sipp::settle(client, sipp::sip(FIRST_GUEST), seconds)?;
         let threads = || Threads::of(pair.host(runner), pair.running(runner)?.pid());
+        let cover =
+            || Ok::<_, anyhow::Error>(pair.status(runner)?.and_then(|s| s.cover().cloned()));
         let (before, began) = (pair.timing(runner)?, Instant::now());
+        let covered = cover()?;
         let used = threads()?;
         let times = ProcessorTimes::now()?;
         let load = rates::load(Transport::Udp, "phases", rate, seconds);
@@ -38,6 +41,7 @@ pub(super) fn at(
         let stolen = ProcessorTimes::now()?.stolen_since(&times);
         let used = threads()?.since(&used);
         let (after, took) = (pair.timing(runner)?, began.elapsed());
+        let covers = covered.zip(cover()?);
         step.done(format!("{rate} REGISTER/s: {}", outcome.summary()));
         let of = |what: &str| format!("{rate}/s: {what}");
         rows.extend([
@@ -60,6 +64,18 @@ pub(super) fn at(
             let what = of(&format!("processor of the primary, {what}"));
             rows.push(Row::new(what, "% of a core", percent));
         }
+        let each = |of: fn(&Cover) -> u64| {
+            let (before, after) = covers.as_ref()?;
+            after.mean_since(before, of)
+        };
+        rows.extend([
+            Row::new(of("pages an epoch"), "", each(|c| c.dirty_pages_mean)),
+            Row::new(
+                of("first writes an epoch"),
+                "",
+                each(|c| c.first_writes_mean),
+            ),
+        ]);
         let pairs = before.iter().zip(&after);
         for (before, after) in pairs.filter(|(before, after)| before.name == after.name) {
             if after.name == "pause" {
