@@ -268,7 +268,7 @@ fn receive(replica: &mut Replica, input: &mut Input<'_>) -> bool {
         broken |= result.is_err();
         wrong_end |= how & WRONG_END != 0;
         parts += 1;
-        digest = crc32c::crc32c_append(digest, &part);
+        digest = digest_with(digest, &part);
     }
     let result = if wrong_end {
         let wrong = replica.verify(2, parts, digest ^ 1);
@@ -321,6 +321,17 @@ pub(crate) fn seal(part: &[u8]) -> Vec<u8> {
         rest = after;
     }
     part
+}
+
+/// An epoch's digest once this part is in it: of the headers of all sections.
+fn digest_with(mut digest: u32, part: &[u8]) -> u32 {
+    let mut rest = part;
+    while let Some((header, behind)) = rest.split_first_chunk::<HEADER>() {
+        digest = crc32c::crc32c_append(digest, header);
+        let length = u32::from_le_bytes([header[4], header[5], header[6], header[7]]) as usize;
+        rest = behind.get(length..).unwrap_or_default();
+    }
+    digest
 }
 
 fn section(kind: u8, body: &[u8]) -> Vec<u8> {

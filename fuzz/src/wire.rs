@@ -51,6 +51,9 @@ pub fn body(bytes: &[u8]) {
     keyed(&sealed);
 }
 
+/// The kind of a frame with a part of a checkpoint.
+const PART: [u8; 2] = 19_u16.to_le_bytes();
+
 /// The frame with the length and the checksum that belong to its bytes.
 pub fn seal(bytes: &[u8]) -> Vec<u8> {
     let mut frame = bytes.to_vec();
@@ -60,7 +63,12 @@ pub fn seal(bytes: &[u8]) -> Vec<u8> {
     if let Ok(length) = u32::try_from(length) {
         frame[8..12].copy_from_slice(&length.to_le_bytes());
     }
-    let sum = crc32c::crc32c_append(crc32c::crc32c(&frame[..12]), &frame[HEADER..]);
+    let mut covered = &frame[HEADER..];
+    if frame[6..8] == PART {
+        // Session, epoch and index; the part has checksums of its own.
+        covered = covered.get(..24 + 8 + 4).unwrap_or(covered);
+    }
+    let sum = crc32c::crc32c_append(crc32c::crc32c(&frame[..12]), covered);
     frame[12..16].copy_from_slice(&sum.to_le_bytes());
     frame
 }

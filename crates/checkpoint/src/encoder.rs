@@ -74,7 +74,7 @@ impl AddAssign for Counts {
 pub struct Sealed {
     /// How many parts it has, those of [`Encoder::bulk`] included. None if nothing changed.
     pub parts: u32,
-    /// The CRC-32C of all parts' bytes in order.
+    /// The CRC-32C of the headers of all sections in order: they have the checksums of what follows them.
     pub digest: u32,
     /// The length of all parts in bytes.
     pub bytes: u64,

@@ -104,7 +104,7 @@ impl Replica {
     /// # Errors
     /// A part that is damaged, or is not the next. Its whole epoch is spoiled.
     pub fn part(&mut self, epoch: u64, index: u32, bytes: &[u8]) -> Result<(), ReplicaError> {
-        let (parts, digest) = self.receive(epoch)?;
+        let (parts, mut digest) = self.receive(epoch)?;
         self.stage = Stage::Broken { epoch };
         if index != parts {
             return Err(ReplicaError::Order {
@@ -117,14 +117,14 @@ impl Replica {
         }
         let mut reader = Reader::new(bytes);
         while !reader.rest().is_empty() {
-            let (kind, body) = section::next(&mut reader)?;
+            let (kind, body) = section::next(&mut reader, &mut digest)?;
             self.section(kind, body)?;
         }
         self.stage = Stage::Receiving {
             epoch,
             // A part has at least a header of 12 bytes; 2^32 of them exceed any limit.
             parts: parts.saturating_add(1),
-            digest: crc32c::crc32c_append(digest, bytes),
+            digest,
         };
         Ok(())
     }

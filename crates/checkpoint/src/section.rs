@@ -7,7 +7,8 @@
 //!   │ kind  │ version │ 0     0  │ length of body │ checksum   │ body …
 //! ```
 //!
-//! Numbers are little-endian; the checksum is the CRC-32C of the header's first 8 bytes and the body.
+//! Numbers are little-endian; the checksum is the CRC-32C of the header's first 8 bytes and the body. An epoch's digest is the CRC-32C of
+//! the headers of all its sections in order, and so of everything in them, without another look at it.
 
 use crate::ReplicaError;
 use crate::bytes::Reader;
@@ -117,6 +118,7 @@ impl Stream {
         header[4..8].copy_from_slice(&length.to_le_bytes());
         let sum = checksum(&header[..8], body);
         header[8..].copy_from_slice(&sum.to_le_bytes());
+        self.digest = crc32c::crc32c_append(self.digest, header);
     }
 
     /// Hands the part that is being made over, if there is anything in it.
@@ -128,7 +130,6 @@ impl Stream {
         if self.part.is_empty() {
             return Ok(());
         }
-        self.digest = crc32c::crc32c_append(self.digest, &self.part);
         self.bytes += self.part.len() as u64;
         let result = sink(self.index, &self.part);
         self.index += 1;
@@ -161,8 +162,11 @@ impl Stream {
     }
 }
 
-/// Takes the first section off a part: its kind and body, checked against its checksum.
-pub(crate) fn next<'a>(part: &mut Reader<'a>) -> Result<(Kind, &'a [u8]), ReplicaError> {
+/// Takes the first section off a part: its kind and body, checked against its checksum. Its header goes into the epoch's `digest`.
+pub(crate) fn next<'a>(
+    part: &mut Reader<'a>,
+    digest: &mut u32,
+) -> Result<(Kind, &'a [u8]), ReplicaError> {
     let header = part.array::<HEADER>()?;
     let number = |at: usize| {
         u32::from_le_bytes(header[at..at + 4].try_into().expect("four bytes of twelve"))
@@ -183,5 +187,6 @@ pub(crate) fn next<'a>(part: &mut Reader<'a>) -> Result<(Kind, &'a [u8]), Replic
     if header[2..4] != [0, 0] {
         return Err(ReplicaError::Malformed("reserved bytes are not zero"));
     }
+    *digest = crc32c::crc32c_append(*digest, &header);
     Ok((kind, body))
 }

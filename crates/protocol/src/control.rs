@@ -5,8 +5,9 @@
 //! d the share of time the guest is to have (0.8). Nothing held: the interval stretches from 25
 //! to 250 ms, to 1 s when idle."
 //!
-//! Three things are added. A guest that sleeps most of the time need not have four fifths of it: it has
-//! half as much again as it uses, or its clients would wait for nothing. A guest that hardly sleeps although it has
+//! Four things are added. A guest that sleeps most of the time need not have four fifths of it: it has
+//! half as much again as it uses, or its clients would wait for nothing. After its output such a guest is left alone for 250 ms
+//! and not for 25, if it has no more. A guest that hardly sleeps although it has
 //! them may have up to half of the last fifth as well: what it cannot answer in time is asked again, and it would fall further and
 //! further behind. And output that is held waits for the guest's share no longer than the longest
 //! interval of a guest that writes without output (250 ms): after a burst, such as the end of a
@@ -313,6 +314,29 @@ mod tests {
             Some(Time(0) + 25 * MS),
             "output makes it short again"
         );
+    }
+
+    #[test]
+    fn an_answer_of_a_guest_that_sleeps_takes_one_epoch_and_not_four() {
+        let mut control = control();
+        let mut now = Time(0);
+        let mut after_output = |slept: Duration| {
+            for _ in 0..40 {
+                now = now + 100 * MS;
+                let cost = Cost {
+                    slept,
+                    ..cost(MS, 500, true)
+                };
+                control.resumed(now, cost);
+            }
+            control.committed();
+            let held = control.end(true).expect("committed").since(now);
+            (control.end(false).expect("committed").since(now), held)
+        };
+        let (next, held) = after_output(90 * MS);
+        assert_eq!(next, 250 * MS, "nothing is written meanwhile");
+        assert!(held < 5 * MS, "the next answer waits for nothing: {held:?}");
+        assert_eq!(after_output(20 * MS).0, 25 * MS, "it goes on writing");
     }
 
     /// A guest that never sleeps and has output all the time, on hosts whose pause costs ever more: it keeps its share, and half

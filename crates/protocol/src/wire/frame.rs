@@ -5,7 +5,7 @@ use super::{Kind, WireError};
 
 const MAGIC: [u8; 4] = *b"RMLS";
 /// The version of what the two hosts say to each other.
-pub const VERSION: u16 = 2;
+pub const VERSION: u16 = 3;
 /// The header's length in bytes.
 pub const HEADER: usize = 16;
 /// The longest body, in bytes. A checkpoint is sent in parts below it.
@@ -87,7 +87,14 @@ impl Header {
     }
 }
 
-fn checksum(head: &[u8], body: &[u8]) -> u32 {
+/// What a part's body has before the part: session, epoch and index.
+const PART_FIELDS: usize = 24 + 8 + 4;
+
+fn checksum(kind: Kind, head: &[u8], body: &[u8]) -> u32 {
+    let body = match kind {
+        Kind::Part => &body[..body.len().min(PART_FIELDS)],
+        _ => body,
+    };
     crc32c::crc32c_append(crc32c::crc32c(head), body)
 }
 
@@ -112,7 +119,7 @@ pub(super) fn encode<A: Authenticator>(
     );
     let length = u32::try_from(length).unwrap_or(u32::MAX);
     out[start + 8..start + 12].copy_from_slice(&length.to_le_bytes());
-    let sum = checksum(&out[start..start + 12], &out[start + HEADER..]);
+    let sum = checksum(kind, &out[start..start + 12], &out[start + HEADER..]);
     out[start + 12..start + 16].copy_from_slice(&sum.to_le_bytes());
     let mut tag = Vec::new();
     key.tag(&out[start..], &mut tag);
@@ -137,7 +144,7 @@ pub(super) fn decode<'a, A: Authenticator>(
     }
     let (frame, tag) = bytes.split_at(header.frame());
     let (head, body) = frame.split_at(HEADER);
-    if checksum(&head[..12], body) != header.checksum {
+    if checksum(header.kind, &head[..12], body) != header.checksum {
         return Err(WireError::Checksum);
     }
     if !key.is_authentic(frame, tag) {

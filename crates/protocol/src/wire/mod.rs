@@ -9,10 +9,13 @@
 //!        4     2  version of the encoding of this kind's bodies
 //!        6     2  kind
 //!        8     4  length of the body in bytes
-//!       12     4  CRC-32C of bytes 0 to 11 and of the body
+//!       12     4  CRC-32C of bytes 0 to 11 and of the body; of a part's as far as the part begins
 //!       16     …  body
 //!        …     …  tag over all before it, if there is a key
 //! ```
+//!
+//! A part of a checkpoint is a row of sections with checksums of their own, which whoever takes it
+//! checks: to look at the bulk of all that is sent a second time would find nothing more.
 //!
 //! All numbers are little-endian. The header is outside of the encoding and does not change with
 //! its version, so that any release can tell what it was sent and say so. Decoding never panics
