@@ -13,7 +13,7 @@ use romulus_protocol::{
     sidecar::{DiskState, Sidecar},
     time::Time,
     wire::{
-        Authenticator, HEADER, Header, Insecure, LENGTH_MAX, decode_answer, decode_heartbeat,
+        Authenticator, HEADER, Header, Insecure, Kind, LENGTH_MAX, decode_answer, decode_heartbeat,
         decode_message, decode_record, decode_request, decode_sidecar, encode_answer,
         encode_heartbeat, encode_message, encode_record, encode_request, encode_sidecar,
     },
@@ -51,9 +51,6 @@ pub fn body(bytes: &[u8]) {
     keyed(&sealed);
 }
 
-/// The kind of a frame with a part of a checkpoint.
-const PART: [u8; 2] = 19_u16.to_le_bytes();
-
 /// The frame with the length and the checksum that belong to its bytes.
 pub fn seal(bytes: &[u8]) -> Vec<u8> {
     let mut frame = bytes.to_vec();
@@ -64,7 +61,7 @@ pub fn seal(bytes: &[u8]) -> Vec<u8> {
         frame[8..12].copy_from_slice(&length.to_le_bytes());
     }
     let mut covered = &frame[HEADER..];
-    if frame[6..8] == PART {
+    if frame[6..8] == (Kind::Part as u16).to_le_bytes() {
         // Session, epoch and index; the part has checksums of its own.
         covered = covered.get(..24 + 8 + 4).unwrap_or(covered);
     }

@@ -146,9 +146,9 @@ impl Paths {
         }
     }
 
-    /// The next heartbeat that has arrived; nothing
-    /// when every socket was found empty once since that was answered last: then a new round begins. No socket
-    /// is asked again that was empty in this round: that would be a third of all system calls of an idle pair.
+    /// The next heartbeat that has arrived; nothing when every socket was found empty once since that was answered last: then a
+    /// new round begins. No socket is asked again that was empty in this round: that would be a third of all system calls of an
+    /// idle pair.
     pub fn receive(&mut self) -> Option<Received> {
         let Paths {
             lanes,

@@ -180,12 +180,10 @@ impl Control {
         } else {
             self.limits.longest
         };
-        self.interval = if cost.held_output && self.asleep < LEISURE {
-            self.limits.shortest
-        } else if cost.held_output {
-            self.limits.longest
-        } else {
-            (self.interval * 2).min(ceiling)
+        self.interval = match cost.held_output {
+            true if self.asleep >= LEISURE => self.limits.longest,
+            true => self.limits.shortest,
+            false => (self.interval * 2).min(ceiling),
         };
         self.resumed = now;
         self.committed = false;

@@ -357,7 +357,7 @@ impl Detector {
     /// does, or when that cannot be said now.
     pub fn heir_due(&self, now: Time, heir: Incarnation) -> Option<Time> {
         let silence = self.silence(now, heir, Watch::Heir)?;
-        due(now, silence, self.t_a())
+        long_enough_at(now, silence, self.t_a())
     }
 
     /// Whether the backup is to claim: its runner has been silent for `T_b`, or for `T_closed`
@@ -371,7 +371,7 @@ impl Detector {
     /// does, or when that cannot be said now.
     pub fn runner_due(&self, now: Time, runner: Incarnation, unheld: bool) -> Option<Time> {
         let silence = self.silence(now, runner, Watch::Runner)?;
-        due(now, silence, self.patience(runner, unheld))
+        long_enough_at(now, silence, self.patience(runner, unheld))
     }
 
     /// The silence of a runner that is enough.
@@ -460,7 +460,7 @@ impl Detector {
 }
 
 /// When a silence that has lasted for `silence` will have lasted for `enough`.
-fn due(now: Time, silence: Duration, enough: Duration) -> Option<Time> {
+fn long_enough_at(now: Time, silence: Duration, enough: Duration) -> Option<Time> {
     let left = enough.checked_sub(silence)?;
     (!left.is_zero()).then(|| now + left)
 }

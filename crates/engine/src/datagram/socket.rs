@@ -59,18 +59,10 @@ impl Socket {
     /// Takes the next datagram: its length and sender. A longer one than `buffer` is cut, so that
     /// its checksum is wrong. Nothing when there is none.
     pub(crate) fn receive(&self, buffer: &mut [u8]) -> io::Result<Option<(usize, SocketAddr)>> {
-        let flags = RecvFlags::DONTWAIT;
-        match retry_on_intr(|| rustix::net::recvfrom(&self.0, &mut *buffer, flags)) {
-            Ok((length, _, Some(from))) => Ok(Some((length, from.try_into()?))),
-            // Without a sender it is nobody's.
-            Ok((_, _, None)) => Err(io::ErrorKind::AddrNotAvailable.into()),
-            Err(Errno::AGAIN) => Ok(None),
-            Err(error) => Err(error.into()),
-        }
+        let received = self.receive_stamped(buffer)?;
+        Ok(received.map(|Stamped { length, from, .. }| (length, from)))
     }
-}
 
-impl Socket {
     /// [`Socket::receive`], and when it arrived, on `CLOCK_REALTIME`, where that was noted
     /// ([`Socket::stamp`]).
     pub(crate) fn receive_stamped(&self, buffer: &mut [u8]) -> io::Result<Option<Stamped>> {

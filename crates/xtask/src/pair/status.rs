@@ -118,6 +118,15 @@ impl Cover {
     pub(crate) fn t_b(&self) -> Duration {
         Duration::from_micros(self.t_b_us)
     }
+
+    /// The mean of the epochs since `before`, from `of`, which is the mean of all epochs. That is a whole number, so that what is told
+    /// may be off by as much as there are epochs in all for each new one.
+    pub(crate) fn mean_since(&self, before: &Cover, of: impl Fn(&Cover) -> u64) -> Option<f64> {
+        let whole = |number: u64| u32::try_from(number).ok().map(f64::from);
+        let all = |cover: &Cover| Some(whole(cover.epochs)? * whole(of(cover))?);
+        let new = whole(self.epochs.checked_sub(before.epochs)?)?;
+        (new > 0.0).then_some((all(self)? - all(before)?) / new)
+    }
 }
 
 impl Phase {
@@ -143,20 +152,9 @@ impl Phase {
     }
 }
 
-impl Cover {
-    /// The mean of the epochs since `before`, from `of`, which is the mean of all epochs. That is a whole number, so that what is told
-    /// may be off by as much as there are epochs in all for each new one.
-    pub(crate) fn mean_since(&self, before: &Cover, of: impl Fn(&Cover) -> u64) -> Option<f64> {
-        let whole = |number: u64| u32::try_from(number).ok().map(f64::from);
-        let all = |cover: &Cover| Some(whole(cover.epochs)? * whole(of(cover))?);
-        let new = whole(self.epochs.checked_sub(before.epochs)?)?;
-        (new > 0.0).then_some((all(self)? - all(before)?) / new)
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use super::{Phase, Status};
+    use super::{Cover, Phase, Status};
     use serde_json::json;
 
     fn status(state: &str, role: &str, protected: bool) -> Status {
@@ -168,6 +166,20 @@ mod tests {
             },
         }))
         .unwrap()
+    }
+
+    #[test]
+    fn a_mean_is_told_of_the_new_epochs_alone() {
+        let cover = |epochs, mean| Cover {
+            epochs,
+            dirty_pages_mean: mean,
+            ..status("running", "primary", true).cover().unwrap().clone()
+        };
+        let pages = |c: &Cover| c.dirty_pages_mean;
+        let (before, after) = (cover(90, 60), cover(100, 64));
+        assert_eq!(after.mean_since(&before, pages), Some(100.0));
+        assert_eq!(before.mean_since(&before, pages), None, "no epoch ended");
+        assert_eq!(before.mean_since(&after, pages), None, "another process");
     }
 
     #[test]

@@ -20,15 +20,19 @@ fn claims_after(bench: &mut Bench) -> Duration {
     unreachable!("it never claims")
 }
 
+/// The same from a heartbeat on that comes `since` milliseconds after one of its own.
+fn claims_after_a_beat(mut bench: Bench, since: u32, activity: Activity) -> Duration {
+    bench.pass(16 * MS);
+    bench.now = bench.now + since * MS;
+    bench.beat(activity);
+    claims_after(&mut bench)
+}
+
 #[test]
 fn a_backup_claims_when_its_runner_has_been_silent_for_t_b() {
     for since in [1, 3, 7, 9] {
-        let mut bench = Bench::heir();
-        bench.pass(16 * MS);
-        // Between two heartbeats of its own.
-        bench.now = bench.now + since * MS;
-        bench.beat(Activity::Primary);
-        assert_eq!(claims_after(&mut bench), Timing::default().t_b);
+        let claims = claims_after_a_beat(Bench::heir(), since, Activity::Primary);
+        assert_eq!(claims, Timing::default().t_b);
     }
 }
 
@@ -45,10 +49,7 @@ fn a_backup_that_reads_late_claims_as_early() {
 #[test]
 fn a_primary_claims_when_its_heir_has_echoed_nothing_for_t_a() {
     for since in [1, 3, 7, 9] {
-        let mut bench = Bench::protected();
-        bench.pass(16 * MS);
-        bench.now = bench.now + since * MS;
-        bench.beat(Activity::Backup);
-        assert_eq!(claims_after(&mut bench), Timing::default().t_a);
+        let claims = claims_after_a_beat(Bench::protected(), since, Activity::Backup);
+        assert_eq!(claims, Timing::default().t_a);
     }
 }
