@@ -62,8 +62,8 @@ pub(crate) struct Args {
     /// nothing else is measured then
     #[arg(long, value_name = "RATE")]
     only_cuts: Option<u32>,
-    /// Show what each phase of the pair's epochs takes at these rates over UDP, such as "30,60,120"; nothing else is
-    /// measured then
+    /// Show what each phase of the pair's epochs takes at these rates over UDP, such as "30,60,120", and what the
+    /// threads of its host use, beside those of the machine alone; nothing else is measured then
     #[arg(
         long,
         value_name = "RATES",
@@ -169,11 +169,15 @@ fn measure(
         Ok(pair)
     };
     if !args.phases_at.is_empty() {
-        let pair = make()?;
         // At 5/s, fifteen requests say nothing of a median.
         let seconds = effort.trial_seconds.max(20);
-        measured.phases = phases::at(lab.client(), &pair, &args.phases_at, seconds, progress)
+        let machine = Rates::new(lab, assets, guest, effort, progress)?.boot()?;
+        measured.phases = phases::alone_at(lab, &machine, &args.phases_at, seconds, progress)?;
+        machine.kill()?;
+        let pair = make()?;
+        let of_pair = phases::at(lab.client(), &pair, &args.phases_at, seconds, progress)
             .map_err(|error| with_logs(&pair, logs, error))?;
+        measured.phases.extend(of_pair);
         return Ok(measured);
     }
     let total = if let Some(rate) = args.only_cuts {

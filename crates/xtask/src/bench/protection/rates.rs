@@ -122,7 +122,11 @@ impl<'a> Rates<'a> {
         Ok(search.best())
     }
 
-    fn boot(&self) -> Result<Running<'a>> {
+    /// Starts the machine alone on the first host.
+    ///
+    /// # Errors
+    /// Its guest does not come up.
+    pub(super) fn boot(&self) -> Result<Running<'a>> {
         let file = MachineFile::new("alone", self.guest, &self.folder, 0);
         // Each start adds to the console's log: only this one's words count.
         self.lab
