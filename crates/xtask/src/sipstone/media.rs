@@ -4,6 +4,7 @@ use super::{Context, signalling::yes, stage::Stage};
 use crate::{
     calls::{self, Load},
     machine_file::FIRST_GUEST,
+    pair::Phase,
     processor::Kernel,
     sipp,
 };
@@ -22,9 +23,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Packets a second that a relay sends for a call: 50 to either end (G.711 in pieces of 20 ms).
-const PACKETS: f64 = 100.0;
-
 /// How long calls are up before and after the event.
 fn times(effort: Effort, place: Place, cut: bool) -> (Duration, Duration) {
     let (before, after) = match (effort, cut) {
@@ -39,13 +37,14 @@ fn times(effort: Effort, place: Place, cut: bool) -> (Duration, Duration) {
 }
 
 /// What was seen beside the calls.
+#[derive(Default)]
 struct Beside {
     /// Processor time of the primary's host while calls were up, in seconds, and for how long.
     host: Option<(f64, f64)>,
     /// 99 of 100 pauses of the guest took at most so long, in milliseconds.
     pause_p99_ms: Option<f64>,
-    /// Packets that did not wait for a commit, of those that the relay sent, in percent.
-    at_once_percent: Option<f64>,
+    /// Frames that did not wait for a commit.
+    at_once: Option<f64>,
     /// `T_b` at the cut.
     t_b_ms: Option<f64>,
 }
@@ -79,7 +78,17 @@ pub(super) fn run(
     let (outcome, beside) = if cut {
         calls::run(client, &load, |_| across(stage))?
     } else {
-        calls::run(client, &load, |_| watched(stage, place, number, after))?
+        // Asking `romulus` takes an emulated host's only processor for longer than a packet may be late: nobody does while calls are up.
+        let began = at_once(stage, place)?;
+        let (outcome, host) = calls::run(client, &load, |_| watched(stage, after))?;
+        let passed = began.zip(at_once(stage, place)?);
+        let beside = Beside {
+            host: Some(host),
+            pause_p99_ms: pause_p99_ms(stage, place)?,
+            at_once: passed.map(|(before, after)| after - before),
+            t_b_ms: None,
+        };
+        (outcome, beside)
     };
     let summary = Summary::of(&outcome);
     step.done(format!(
@@ -94,53 +103,47 @@ pub(super) fn run(
     )])
 }
 
-/// The event that is none: calls are up for `time`.
-fn watched(stage: &mut Stage<'_>, place: Place, calls: u32, time: Duration) -> Result<Beside> {
-    let processes = stage.processes()?;
-    let host = processes.primary.0;
-    let at_once = |stage: &mut Stage<'_>| -> Result<Option<f64>> {
-        if place.mode == Mode::Unprotected {
-            return Ok(None);
-        }
-        let pair = stage.pair()?;
-        let runner = pair.runner()?.context("no host runs the machine")?;
-        let status = pair.status(runner)?;
-        let frames = status.and_then(|status| Some(status.cover()?.at_once_frames));
-        #[allow(clippy::cast_precision_loss, reason = "packets of some seconds")]
-        Ok(frames.map(|frames| frames as f64))
-    };
-    let (began, used, passed) = (Instant::now(), Kernel::of(host)?, at_once(stage)?);
+/// The event that is none: calls are up for `time`. Gives what the primary's host used of it, and how long that was, in seconds.
+fn watched(stage: &mut Stage<'_>, time: Duration) -> Result<(f64, f64)> {
+    let host = stage.processes()?.primary.0;
+    let (began, used) = (Instant::now(), Kernel::of(host)?);
     thread::sleep(time);
-    let (ended, all, passed_then) = (Instant::now(), Kernel::of(host)?, at_once(stage)?);
+    let (ended, all) = (Instant::now(), Kernel::of(host)?);
     let seconds = ended.duration_since(began).as_secs_f64();
-    let sent = PACKETS * f64::from(calls) * seconds;
-    let pause_p99_ms = if place.mode == Mode::Unprotected {
-        None
-    } else {
-        let pair = stage.pair()?;
-        let runner = pair.runner()?.context("no host runs the machine")?;
-        let phases = pair.timing(runner)?;
-        let pause = phases.iter().find(|phase| phase.name == "pause");
-        pause.and_then(crate::pair::Phase::p99_ms)
-    };
-    Ok(Beside {
-        host: Some((all.since(&used).busy, seconds)),
-        pause_p99_ms,
-        at_once_percent: passed
-            .zip(passed_then)
-            .map(|(before, after)| (after - before) / sent * 100.0),
-        t_b_ms: None,
-    })
+    Ok((all.since(&used).busy, seconds))
+}
+
+/// How many frames a pair's guest has sent so far that waited for no commit.
+fn at_once(stage: &mut Stage<'_>, place: Place) -> Result<Option<f64>> {
+    if place.mode == Mode::Unprotected {
+        return Ok(None);
+    }
+    let pair = stage.pair()?;
+    let runner = pair.runner()?.context("no host runs the machine")?;
+    let status = pair.status(runner)?;
+    let frames = status.and_then(|status| Some(status.cover()?.at_once_frames));
+    #[allow(clippy::cast_precision_loss, reason = "packets of some seconds")]
+    Ok(frames.map(|frames| frames as f64))
+}
+
+/// 99 of 100 pauses of a pair's guest took at most so long, in milliseconds.
+fn pause_p99_ms(stage: &mut Stage<'_>, place: Place) -> Result<Option<f64>> {
+    if place.mode == Mode::Unprotected {
+        return Ok(None);
+    }
+    let pair = stage.pair()?;
+    let runner = pair.runner()?.context("no host runs the machine")?;
+    let phases = pair.timing(runner)?;
+    let pause = phases.iter().find(|phase| phase.name == "pause");
+    Ok(pause.and_then(Phase::p99_ms))
 }
 
 /// The event: the power of the host that runs the machine is cut.
 fn across(stage: &mut Stage<'_>) -> Result<Beside> {
     let t_b = stage.cut()?.t_b;
     Ok(Beside {
-        host: None,
-        pause_p99_ms: None,
-        at_once_percent: None,
         t_b_ms: Some(t_b.as_secs_f64() * 1e3),
+        ..Beside::default()
     })
 }
 
@@ -166,6 +169,9 @@ fn line(
     let minutes = beside
         .host
         .map(|(_, seconds)| seconds / 60.0 * f64::from(number));
+    // The relay sends on whatever it gets.
+    #[allow(clippy::cast_precision_loss, reason = "packets of a minute")]
+    let relayed = summary.sent as f64;
     let cells = vec![
         place.mode.to_string().into(),
         place.epoch_ms.map(f64::from).into(),
@@ -199,7 +205,7 @@ fn line(
             .map(|((busy, _), minutes)| busy / minutes)
             .into(),
         beside.pause_p99_ms.into(),
-        beside.at_once_percent.into(),
+        beside.at_once.map(|frames| frames / relayed * 100.0).into(),
         beside.t_b_ms.into(),
     ];
     Line::new(&MEDIA, cells)

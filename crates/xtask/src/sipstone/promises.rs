@@ -13,7 +13,7 @@ const BEYOND_T_B_MS: f64 = crate::demo::BEYOND_T_B_MS;
 const MINUTE: f64 = 60.0;
 const MOS: f64 = 4.0;
 /// How many of a relay's packets are to have passed at once, in percent. In `net` none does; but what is counted is what was
-/// passed, beside what a relay that never stands still would have sent.
+/// passed, beside what a relay that never loses one would have sent.
 const AT_ONCE: f64 = 90.0;
 
 /// How many of a relay's packets may come too late to be heard, in percent, if the machine alone is still to be said to carry that many
