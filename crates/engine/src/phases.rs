@@ -66,7 +66,7 @@ impl Phase {
 }
 
 /// One phase's figures.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PhaseTimes {
     /// Which.
     pub phase: Phase,
@@ -82,6 +82,8 @@ pub struct PhaseTimes {
     pub p999: Duration,
     /// The longest.
     pub max: Duration,
+    /// How many took at most so long, and longer than the entry before says; entries without any are left out.
+    pub buckets: Vec<(Duration, u64)>,
 }
 
 impl PhaseTimes {
@@ -94,6 +96,7 @@ impl PhaseTimes {
             p99: delays.quantile(0.99),
             p999: delays.quantile(0.999),
             max: delays.max(),
+            buckets: delays.buckets().collect(),
         }
     }
 }

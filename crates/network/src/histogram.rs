@@ -123,6 +123,15 @@ impl Delays {
         Duration::ZERO
     }
 
+    /// The buckets in which there is something, in ascending order: the longest duration that belongs to each, and how many are in it.
+    /// Of two moments, the differences are the distribution of what came between them.
+    pub fn buckets(&self) -> impl Iterator<Item = (Duration, u64)> {
+        let filled = self.buckets.iter().enumerate();
+        filled
+            .filter(|(_, count)| **count > 0)
+            .map(|(index, count)| (Duration::from_nanos(highest(index)), *count))
+    }
+
     /// The median.
     pub fn p50(&self) -> Duration {
         self.quantile(0.5)
@@ -236,6 +245,14 @@ mod tests {
             prop_assert!(told >= exact && told - exact <= exact / 32, "{told} for {exact}");
             prop_assert_eq!(delays.max(), ns(*values.last().unwrap()));
             prop_assert_eq!(delays.quantile(1.0), delays.max());
+            // Counted up to its rank, the buckets say the same, but for the last one, which the maximum cuts off.
+            let mut seen = 0;
+            let from_buckets = delays.buckets().find(|(_, count)| {
+                seen += count;
+                seen >= rank
+            });
+            prop_assert_eq!(from_buckets.map(|(most, _)| most.min(delays.max())), Some(delays.quantile(q)));
+            prop_assert_eq!(delays.buckets().map(|(_, count)| count).sum::<u64>(), delays.count());
             prop_assert_eq!(delays.mean(), ns(values.iter().sum::<u64>() / values.len() as u64));
         }
 

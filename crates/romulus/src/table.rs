@@ -352,6 +352,7 @@ mod tests {
             p99_ns: time,
             p999_ns: time,
             max_ns: 2 * time,
+            buckets: Vec::new(),
         };
         let text = timing(&[phase("park", 3, 45_000), phase("send", 0, 0)]);
         let rows: Vec<Vec<&str>> = text

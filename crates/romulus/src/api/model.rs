@@ -185,6 +185,10 @@ pub(crate) struct PhaseTiming {
     pub(crate) p99_ns: u64,
     pub(crate) p999_ns: u64,
     pub(crate) max_ns: u64,
+    /// How many took at most so many nanoseconds, and more than the entry before says; those without any are left out. Of two answers,
+    /// the differences give any quantile of what came between them.
+    #[serde(default)]
+    pub(crate) buckets: Vec<(u64, u64)>,
 }
 
 /// One network card.

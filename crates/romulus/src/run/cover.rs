@@ -201,6 +201,9 @@ pub(super) fn timing(phases: &[PhaseTimes]) -> Vec<PhaseTiming> {
             p99_ns: nanoseconds(times.p99),
             p999_ns: nanoseconds(times.p999),
             max_ns: nanoseconds(times.max),
+            buckets: (times.buckets.iter())
+                .map(|&(most, count)| (nanoseconds(most), count))
+                .collect(),
         })
         .collect()
 }

@@ -89,6 +89,8 @@ pub(crate) struct Phase {
     total_ns: u64,
     p50_ns: u64,
     p99_ns: u64,
+    /// How many took at most so many nanoseconds, and more than the entry before says.
+    buckets: Vec<(u64, u64)>,
 }
 
 impl Status {
@@ -147,6 +149,23 @@ impl Phase {
         (count > 0).then(|| total.as_secs_f64() * 1e3 / f64::from(count))
     }
 
+    /// What `percent` of 100 of those that were measured after `earlier` did not exceed, in milliseconds.
+    pub(crate) fn percentile_ms_since(&self, earlier: &Self, percent: u64) -> Option<f64> {
+        let new = |&(most, count): &(u64, u64)| {
+            let old = earlier.buckets.iter().find(|(other, _)| *other == most);
+            Some((most, count.checked_sub(old.map_or(0, |(_, count)| *count))?))
+        };
+        // A count that has become smaller is another process's.
+        let buckets = self.buckets.iter().map(new).collect::<Option<Vec<_>>>()?;
+        let all: u64 = buckets.iter().map(|(_, count)| count).sum();
+        let mut left = (all * percent).div_ceil(100).max(1);
+        let reached = buckets.into_iter().find(|(_, count)| {
+            left = left.saturating_sub(*count);
+            left == 0
+        });
+        reached.map(|(most, _)| Duration::from_nanos(most).as_secs_f64() * 1e3)
+    }
+
     fn measured(&self, nanoseconds: u64) -> Option<f64> {
         (self.count > 0).then(|| Duration::from_nanos(nanoseconds).as_secs_f64() * 1e3)
     }
@@ -198,7 +217,7 @@ mod tests {
     fn a_phase_that_was_never_measured_has_no_median() {
         let phase = |count: u64| -> Phase {
             serde_json::from_value(
-                json!({"phase": "pause", "count": count, "total_ns": count * 2_000_000, "p50_ns": 1_500_000, "p99_ns": 2_000_000}),
+                json!({"phase": "pause", "count": count, "total_ns": count * 2_000_000, "p50_ns": 1_500_000, "p99_ns": 2_000_000, "buckets": []}),
             )
             .unwrap()
         };
@@ -206,5 +225,33 @@ mod tests {
         assert_eq!(phase(0).p99_ms(), None);
         assert_eq!(phase(5).mean_ms_since(&phase(3)), Some(2.0));
         assert_eq!(phase(3).mean_ms_since(&phase(3)), None);
+    }
+
+    #[test]
+    fn a_percentile_is_told_of_the_new_ones_alone() {
+        let phase = |buckets: &[(u64, u64)]| -> Phase {
+            serde_json::from_value(
+                json!({"phase": "pause", "count": 9, "total_ns": 9, "p50_ns": 9, "p99_ns": 9, "buckets": buckets}),
+            )
+            .unwrap()
+        };
+        let before = phase(&[(1_000_000, 5), (30_000_000, 7)]);
+        let after = phase(&[
+            (1_000_000, 5),
+            (2_000_000, 98),
+            (4_000_000, 1),
+            (30_000_000, 8),
+        ]);
+        let since = |percent| after.percentile_ms_since(&before, percent);
+        assert_eq!(
+            (since(50), since(98), since(99), since(100)),
+            (Some(2.0), Some(2.0), Some(4.0), Some(30.0))
+        );
+        assert_eq!(after.percentile_ms_since(&after, 99), None, "none is new");
+        assert_eq!(
+            before.percentile_ms_since(&after, 99),
+            None,
+            "another process"
+        );
     }
 }

@@ -79,12 +79,13 @@ pub(super) fn run(
         calls::run(client, &load, |_| across(stage))?
     } else {
         // Asking `romulus` takes an emulated host's only processor for longer than a packet may be late: nobody does while calls are up.
-        let began = at_once(stage, place)?;
+        let (began, pauses) = (at_once(stage, place)?, pauses(stage, place)?);
         let (outcome, host) = calls::run(client, &load, |_| watched(stage, after))?;
         let passed = began.zip(at_once(stage, place)?);
+        let pauses = pauses.zip(self::pauses(stage, place)?);
         let beside = Beside {
             host: Some(host),
-            pause_p99_ms: pause_p99_ms(stage, place)?,
+            pause_p99_ms: pauses.and_then(|(before, all)| all.percentile_ms_since(&before, 99)),
             at_once: passed.map(|(before, after)| after - before),
             t_b_ms: None,
         };
@@ -126,16 +127,15 @@ fn at_once(stage: &mut Stage<'_>, place: Place) -> Result<Option<f64>> {
     Ok(frames.map(|frames| frames as f64))
 }
 
-/// 99 of 100 pauses of a pair's guest took at most so long, in milliseconds.
-fn pause_p99_ms(stage: &mut Stage<'_>, place: Place) -> Result<Option<f64>> {
+/// How long a pair's guest was paused so far.
+fn pauses(stage: &mut Stage<'_>, place: Place) -> Result<Option<Phase>> {
     if place.mode == Mode::Unprotected {
         return Ok(None);
     }
     let pair = stage.pair()?;
     let runner = pair.runner()?.context("no host runs the machine")?;
-    let phases = pair.timing(runner)?;
-    let pause = phases.iter().find(|phase| phase.name == "pause");
-    Ok(pause.and_then(Phase::p99_ms))
+    let mut phases = pair.timing(runner)?.into_iter();
+    Ok(phases.find(|phase| phase.name == "pause"))
 }
 
 /// The event: the power of the host that runs the machine is cut.

@@ -21,7 +21,7 @@ const CALM: Duration = Duration::from_millis(200);
 /// What a machine under hardly any load shows.
 pub(super) struct Calm {
     response_ms: Distribution,
-    /// The median pause of the epochs, where there are any.
+    /// The median pause of the epochs meanwhile, where there were any.
     pub(super) pause_ms: Option<f64>,
     pub(super) pause_p99_ms: Option<f64>,
     pub(super) dirty_pages: Option<f64>,
@@ -51,6 +51,16 @@ impl Calm {
 /// # Errors
 /// The client's network can't be used, or hardly anything was answered.
 pub(super) fn calm(client: &lab::Client, pair: Option<&Pair<'_>>, time: Duration) -> Result<Calm> {
+    let pauses = || {
+        let Some(pair) = pair else { return Ok(None) };
+        let runner = pair.runner()?.context("no host runs the machine")?;
+        let mut phases = pair.timing(runner)?.into_iter();
+        let pause = phases.find(|phase| phase.name == "pause");
+        pause
+            .context("`romulus status --timing` has no phase `pause`")
+            .map(Some)
+    };
+    let before = pauses()?;
     let probe = probe::start(client, sipp::sip(FIRST_GUEST), Question::Register, CALM)?;
     thread::sleep(time);
     let Seen { questions } = &probe.finish()?;
@@ -72,15 +82,12 @@ pub(super) fn calm(client: &lab::Client, pair: Option<&Pair<'_>>, time: Duration
         pause_p99_ms: None,
         dirty_pages: None,
     };
+    if let Some((before, all)) = before.zip(pauses()?) {
+        calm.pause_ms = all.percentile_ms_since(&before, 50);
+        calm.pause_p99_ms = all.percentile_ms_since(&before, 99);
+    }
     if let Some(pair) = pair {
         let runner = pair.runner()?.context("no host runs the machine")?;
-        let phases = pair.timing(runner)?;
-        let pause = phases
-            .iter()
-            .find(|phase| phase.name == "pause")
-            .context("`romulus status --timing` has no phase `pause`")?;
-        calm.pause_ms = pause.p50_ms();
-        calm.pause_p99_ms = pause.p99_ms();
         let status = pair.status(runner)?;
         calm.dirty_pages = status.and_then(|status| pages(status.cover()?.dirty_pages_mean));
     }
