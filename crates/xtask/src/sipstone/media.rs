@@ -79,8 +79,9 @@ pub(super) fn run(
         calls::run(client, &load, |_| across(stage))?
     } else {
         // Asking `romulus` takes an emulated host's only processor for longer than a packet may be late: nobody does while calls are up.
+        let host = stage.processes()?.primary.0;
         let (began, pauses) = (at_once(stage, place)?, pauses(stage, place)?);
-        let (outcome, host) = calls::run(client, &load, |_| watched(stage, after))?;
+        let (outcome, host) = calls::run(client, &load, |_| watched(host, after))?;
         let passed = began.zip(at_once(stage, place)?);
         let pauses = pauses.zip(self::pauses(stage, place)?);
         let beside = Beside {
@@ -105,8 +106,7 @@ pub(super) fn run(
 }
 
 /// The event that is none: calls are up for `time`. Gives what the primary's host used of it, and how long that was, in seconds.
-fn watched(stage: &mut Stage<'_>, time: Duration) -> Result<(f64, f64)> {
-    let host = stage.processes()?.primary.0;
+fn watched(host: &lab::Host, time: Duration) -> Result<(f64, f64)> {
     let (began, used) = (Instant::now(), Kernel::of(host)?);
     thread::sleep(time);
     let (ended, all) = (Instant::now(), Kernel::of(host)?);
