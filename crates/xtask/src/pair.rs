@@ -292,6 +292,18 @@ impl<'lab> Pair<'lab> {
             .with_context(|| format!("`romulus status --timing --json` printed {text}"))
     }
 
+    /// How long the guest stood still for its epochs, since the runner's process started.
+    ///
+    /// # Errors
+    /// No host runs the machine, or the one that does does not say.
+    pub(crate) fn pauses(&self) -> Result<Phase> {
+        let runner = self.runner()?.context("no host runs the machine")?;
+        let mut phases = self.timing(runner)?.into_iter();
+        phases
+            .find(|phase| phase.name == "pause")
+            .context("`romulus status --timing` has no phase `pause`")
+    }
+
     /// Writes the pair's file into a host and lets its process read it again; gives what that says.
     ///
     /// # Errors

@@ -79,17 +79,17 @@ pub(super) fn run(
         calls::run(client, &load, |_| across(stage))?
     } else {
         // Asking `romulus` takes an emulated host's only processor for longer than a packet may be late: nobody does while calls are up.
-        let host = stage.processes()?.primary.0;
-        let (began, pauses) = (at_once(stage, place)?, pauses(stage, place)?);
-        let (outcome, host) = calls::run(client, &load, |_| watched(host, after))?;
-        let passed = began.zip(at_once(stage, place)?);
-        let pauses = pauses.zip(self::pauses(stage, place)?);
-        let beside = Beside {
+        let primary = stage.processes()?.primary.0;
+        let before = Asked::of(stage, place)?;
+        let (outcome, host) = calls::run(client, &load, |_| watched(primary, after))?;
+        let mut beside = Beside {
             host: Some(host),
-            pause_p99_ms: pauses.and_then(|(before, all)| all.percentile_ms_since(&before, 99)),
-            at_once: passed.map(|(before, after)| after - before),
-            t_b_ms: None,
+            ..Beside::default()
         };
+        if let Some((before, after)) = before.zip(Asked::of(stage, place)?) {
+            beside.pause_p99_ms = after.pauses.percentile_ms_since(&before.pauses, 99);
+            beside.at_once = after.at_once_since(&before);
+        }
         (outcome, beside)
     };
     let summary = Summary::of(&outcome);
@@ -114,28 +114,33 @@ fn watched(host: &lab::Host, time: Duration) -> Result<(f64, f64)> {
     Ok((all.since(&used).busy, seconds))
 }
 
-/// How many frames a pair's guest has sent so far that waited for no commit.
-fn at_once(stage: &mut Stage<'_>, place: Place) -> Result<Option<f64>> {
-    if place.mode == Mode::Unprotected {
-        return Ok(None);
-    }
-    let pair = stage.pair()?;
-    let runner = pair.runner()?.context("no host runs the machine")?;
-    let status = pair.status(runner)?;
-    let frames = status.and_then(|status| Some(status.cover()?.at_once_frames));
-    #[allow(clippy::cast_precision_loss, reason = "packets of some seconds")]
-    Ok(frames.map(|frames| frames as f64))
+/// What a pair says of its time so far.
+struct Asked {
+    /// Frames of the guest that waited for no commit.
+    at_once: Option<u64>,
+    pauses: Phase,
 }
 
-/// How long a pair's guest was paused so far.
-fn pauses(stage: &mut Stage<'_>, place: Place) -> Result<Option<Phase>> {
-    if place.mode == Mode::Unprotected {
-        return Ok(None);
+impl Asked {
+    /// Nothing of a machine alone.
+    fn of(stage: &mut Stage<'_>, place: Place) -> Result<Option<Self>> {
+        if place.mode == Mode::Unprotected {
+            return Ok(None);
+        }
+        let pair = stage.pair()?;
+        let runner = pair.runner()?.context("no host runs the machine")?;
+        let status = pair.status(runner)?;
+        Ok(Some(Self {
+            at_once: status.and_then(|status| Some(status.cover()?.at_once_frames)),
+            pauses: pair.pauses()?,
+        }))
     }
-    let pair = stage.pair()?;
-    let runner = pair.runner()?.context("no host runs the machine")?;
-    let mut phases = pair.timing(runner)?.into_iter();
-    Ok(phases.find(|phase| phase.name == "pause"))
+
+    fn at_once_since(&self, before: &Self) -> Option<f64> {
+        let frames = self.at_once?.checked_sub(before.at_once?)?;
+        #[allow(clippy::cast_precision_loss, reason = "packets of some seconds")]
+        Some(frames as f64)
+    }
 }
 
 /// The event: the power of the host that runs the machine is cut.

@@ -139,15 +139,11 @@ pub(super) fn run(stand: &Stand<'_>, time: Duration) -> Result<Vec<Row>> {
 
 /// How long the guest stood still for its epochs, since the runner's process started.
 fn pauses(pair: &Pair<'_>) -> Result<Vec<Row>> {
-    let runner = pair.runner()?.context("no host runs the machine")?;
-    let phases = pair.timing(runner)?;
-    let pause = phases.iter().find(|phase| phase.name == "pause");
-    Ok(pause.map_or_else(Vec::new, |pause| {
-        vec![
-            Row::new("pause p50", "ms", pause.p50_ms()),
-            Row::new("pause p99", "ms", pause.p99_ms()),
-        ]
-    }))
+    let pauses = pair.pauses()?;
+    Ok(vec![
+        Row::new("pause p50", "ms", pauses.p50_ms()),
+        Row::new("pause p99", "ms", pauses.p99_ms()),
+    ])
 }
 
 fn look(pair: &mut Pair<'_>, before: Seen, begin: Instant) -> Result<Look> {

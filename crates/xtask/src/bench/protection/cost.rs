@@ -51,16 +51,7 @@ impl Calm {
 /// # Errors
 /// The client's network can't be used, or hardly anything was answered.
 pub(super) fn calm(client: &lab::Client, pair: Option<&Pair<'_>>, time: Duration) -> Result<Calm> {
-    let pauses = || {
-        let Some(pair) = pair else { return Ok(None) };
-        let runner = pair.runner()?.context("no host runs the machine")?;
-        let mut phases = pair.timing(runner)?.into_iter();
-        let pause = phases.find(|phase| phase.name == "pause");
-        pause
-            .context("`romulus status --timing` has no phase `pause`")
-            .map(Some)
-    };
-    let before = pauses()?;
+    let before = pair.map(Pair::pauses).transpose()?;
     let probe = probe::start(client, sipp::sip(FIRST_GUEST), Question::Register, CALM)?;
     thread::sleep(time);
     let Seen { questions } = &probe.finish()?;
@@ -82,11 +73,10 @@ pub(super) fn calm(client: &lab::Client, pair: Option<&Pair<'_>>, time: Duration
         pause_p99_ms: None,
         dirty_pages: None,
     };
-    if let Some((before, all)) = before.zip(pauses()?) {
-        calm.pause_ms = all.percentile_ms_since(&before, 50);
-        calm.pause_p99_ms = all.percentile_ms_since(&before, 99);
-    }
-    if let Some(pair) = pair {
+    if let Some((pair, before)) = pair.zip(before) {
+        let pauses = pair.pauses()?;
+        calm.pause_ms = pauses.percentile_ms_since(&before, 50);
+        calm.pause_p99_ms = pauses.percentile_ms_since(&before, 99);
         let runner = pair.runner()?.context("no host runs the machine")?;
         let status = pair.status(runner)?;
         calm.dirty_pages = status.and_then(|status| pages(status.cover()?.dirty_pages_mean));
