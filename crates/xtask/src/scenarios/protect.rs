@@ -7,19 +7,18 @@ use super::{
 };
 use crate::{
     assets::Image,
-    capture::Capture,
     counter::{self, Counter},
     crossing::{self, Plan},
     machine_file::{FIRST_GUEST, mac},
     machine_host::{ROMULUS, Stopped},
     options,
+    oracle::{self, Handed, Wire},
     pair::{Pair, Status},
     probe::{self, Question},
     process,
     sipp::{self, Transport},
 };
-use anyhow::{Context as _, Result, ensure};
-use lab::Network;
+use anyhow::{Context as _, Result, bail, ensure};
 use std::time::Duration;
 
 /// This file's scenarios.
@@ -214,19 +213,16 @@ fn old_primary_returns(case: &Case) -> Result<()> {
     let client = case.lab.client();
     let counter = counter::start(client, FIRST_GUEST, CALM)?;
     counts_on(&counter)?;
-    let control = Capture::start(pair.host(0), Network::Service, &mac(0))?;
+    let wire = Wire::start(&pair, &mac(0))?;
+    let mut handed = Handed::start(&pair, 0, &mac(0))?;
     counts_on(&counter)?;
-    ensure!(
-        !control.finish()?.is_empty(),
-        "the capture does not see what the primary sends"
-    );
 
     pair.host(0).hang()?;
+    handed.hung();
     pair.wait_runs(1)?;
     counts_on(&counter).context("after the takeover")?;
-    // What the old one released before it hung has long been delivered. From here on it may send nothing as the guest,
-    // however it is tempted: a client that has forgotten the address asks everybody.
-    let capture = Capture::start(pair.host(0), Network::Service, &mac(0))?;
+    // From here on the old one may let nothing go as the guest, however it is tempted: a client that has forgotten the
+    // address asks everybody.
     let probe = probe::start(client, sipp::sip(FIRST_GUEST), Question::Options, CALM)?;
     pair.host(0).resume()?;
     let backup = || {
@@ -239,13 +235,15 @@ fn old_primary_returns(case: &Case) -> Result<()> {
     };
     process::poll(SOON, Duration::from_millis(100), backup)?
         .context("the old primary did not become the backup")?;
-    let frames = capture.finish()?;
+    let frames = wire.finish()?;
+    let late = handed.finish(&frames)?;
     ensure!(
-        frames.is_empty(),
-        "the old primary sent {} frames as the guest after its return, first {}",
-        frames.len(),
-        frames[0]
+        [0, 1].map(|side| frames.iter().any(|frame| frame.side == side)) == [true, true],
+        "the captures do not see what the runners send"
     );
+    if let Some(fault) = oracle::out_of_turn(&frames, &late, &[0, 1]) {
+        bail!("after the old primary's return: {fault}");
+    }
     let seen = probe.finish()?;
     let unanswered = seen
         .questions

@@ -9,7 +9,7 @@ use crate::{
     assets::Assets,
     machine_file::{Disk, FIRST_GUEST, MachineFile, mac},
     machine_host,
-    oracle::{self, Fault, Frame, Oracle, Seen, Wire},
+    oracle::{self, Fault, Frame, Handed, Oracle, Seen, Wire},
     pair::{Nodes, Pair, Records, Status},
     process,
 };
@@ -57,10 +57,14 @@ pub(crate) struct Stand<'a> {
     pub(crate) remark: String,
     oracle: Option<Oracle>,
     wire: Option<Wire>,
+    /// The tap of a host that hangs, or hung.
+    handed: Option<Handed>,
     /// What was seen by clients whose connection had to end.
     earlier: Seen,
     /// What both hosts sent as the guest, once the watch has ended.
     pub(crate) frames: Vec<Frame>,
+    /// Those of them that a host's kernel kept while it hung.
+    late: Vec<Frame>,
     takeovers: u32,
     clients: u32,
 }
@@ -147,8 +151,10 @@ impl<'a> Stand<'a> {
             remark: String::new(),
             oracle: None,
             wire: None,
+            handed: None,
             earlier: Seen::default(),
             frames: Vec::new(),
+            late: Vec::new(),
             takeovers: 0,
             clients: 0,
         };
@@ -166,6 +172,8 @@ impl<'a> Stand<'a> {
         self.remark.clear();
         self.takeovers = 0;
         self.frames.clear();
+        self.late.clear();
+        self.handed = None;
         self.earlier = Seen::default();
         let runner = self.runner()?;
         self.turns = vec![runner];
@@ -183,7 +191,7 @@ impl<'a> Stand<'a> {
             });
         }
         // A row that ended early does not know whose turn it was.
-        faults.extend(oracle::out_of_turn(&self.frames, &self.turns));
+        faults.extend(oracle::out_of_turn(&self.frames, &self.late, &self.turns));
         if faults.is_empty() {
             let runner = self.runner()?;
             faults.extend(self.off_disk(runner, &seen)?);
@@ -218,6 +226,17 @@ impl<'a> Stand<'a> {
     pub(crate) fn look(&mut self) -> Result<()> {
         if let Some(wire) = self.wire.take() {
             self.frames = wire.finish()?;
+        }
+        if let Some(handed) = self.handed.take() {
+            self.late = handed.finish(&self.frames)?;
+            if !self.late.is_empty() {
+                let remark = format!("frames that left late: {}", self.late.len());
+                self.remark = [std::mem::take(&mut self.remark), remark]
+                    .into_iter()
+                    .filter(|part| !part.is_empty())
+                    .collect::<Vec<_>>()
+                    .join("; ");
+            }
         }
         Ok(())
     }
@@ -277,6 +296,19 @@ impl<'a> Stand<'a> {
     /// Any moment: what happens next is not to be in step with anything.
     pub(crate) fn moment(&mut self) {
         std::thread::sleep(self.draw.milliseconds(0..700));
+    }
+
+    /// A host hangs, at any moment.
+    ///
+    /// # Errors
+    /// Its tap can't be watched, or it is off.
+    pub(crate) fn hang(&mut self, side: usize) -> Result<()> {
+        let mut handed = Handed::start(&self.pair, side, &mac(0))?;
+        self.moment();
+        self.pair.host(side).hang()?;
+        handed.hung();
+        self.handed = Some(handed);
+        Ok(())
     }
 
     /// Waits until a host has taken the machine over, and until it serves.

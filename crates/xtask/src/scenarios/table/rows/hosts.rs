@@ -20,7 +20,7 @@ pub(super) const ALL: &[Row] = &[
     Row::new(
         "host-hang",
         "the primary's host hangs for longer than T_b, and goes on",
-        "the backup takes over; the old primary sends nothing more and becomes the backup",
+        "the backup takes over; the old primary lets nothing more go and becomes the backup",
         hang,
     )
     .short(),
@@ -68,8 +68,7 @@ fn power(stand: &mut Stand<'_>) -> Result<()> {
 
 fn hang(stand: &mut Stand<'_>) -> Result<()> {
     let runner = stand.runner()?;
-    stand.moment();
-    stand.pair.host(runner).hang()?;
+    stand.hang(runner)?;
     let hung = stand.takes_over(1 - runner);
     stand.pair.host(runner).resume()?;
     hung?;
@@ -81,7 +80,7 @@ fn hang_brief(stand: &mut Stand<'_>) -> Result<()> {
     let runner = stand.runner()?;
     stand.moment();
     let time = stand.draw.milliseconds(300..900);
-    stand.pair.host(runner).hang()?;
+    stand.hang(runner)?;
     thread::sleep(time);
     stand.pair.host(runner).resume()?;
     let now = stand.protected()?;

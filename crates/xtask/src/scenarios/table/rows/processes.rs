@@ -83,8 +83,7 @@ const CLAIM: Duration = Duration::from_secs(20);
 fn winner_killed(stand: &mut Stand<'_>) -> Result<()> {
     let runner = stand.runner()?;
     let before = claims(stand)?;
-    stand.moment();
-    stand.pair.host(runner).hang()?;
+    stand.hang(runner)?;
     let killed = (|| {
         process::poll(CLAIM, Duration::from_micros(200), || {
             Ok((claims(stand)? > before).then_some(()))
@@ -129,9 +128,8 @@ fn winner_cannot_start(stand: &mut Stand<'_>) -> Result<()> {
         .pair
         .host(1 - runner)
         .sh(&format!("ip link delete {tap}"))?;
-    stand.moment();
     let before = claims(stand)?;
-    stand.pair.host(runner).hang()?;
+    stand.hang(runner)?;
     let claimed = process::poll(CLAIM, Duration::from_millis(20), || {
         Ok((claims(stand)? > before).then_some(()))
     });
