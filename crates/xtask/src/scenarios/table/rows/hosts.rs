@@ -78,7 +78,6 @@ fn hang(stand: &mut Stand<'_>) -> Result<()> {
 
 fn hang_brief(stand: &mut Stand<'_>) -> Result<()> {
     let runner = stand.runner()?;
-    stand.moment();
     let time = stand.draw.milliseconds(300..900);
     stand.hang(runner)?;
     thread::sleep(time);
