@@ -88,7 +88,7 @@ struct Effort {
 }
 
 const FULL: Effort = Effort {
-    trial_seconds: 5,
+    trial_seconds: 10,
     ratio: 1.05,
     watch: Duration::from_secs(30),
     cuts: 20,

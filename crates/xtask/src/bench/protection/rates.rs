@@ -24,6 +24,10 @@ const START_MIX: u32 = 40;
 const FACTOR: f64 = 1.5;
 /// No search goes beyond.
 const LIMIT: u32 = 5000;
+/// How long half of a rate is asked for right before a trial of it, in seconds. Each trial begins after the quiet that lets an
+/// overload's queue run dry, and a sudden load finds everything cold: on an emulated host, a request then costs half as much
+/// again, and what comes too late is asked for twice. The rate that is looked for is one that is held, not one that is begun.
+const WARM_SECONDS: u32 = 4;
 /// More than a search needs: so many that it ends with a rate that is too high, or at the limit.
 const TRIALS: u32 = 24;
 
@@ -109,7 +113,7 @@ impl<'a> Rates<'a> {
             sipp::settle(
                 self.lab.client(),
                 sipp::sip(FIRST_GUEST),
-                self.effort.trial_seconds,
+                super::SETTLE_SECONDS,
             )?;
             let passed = trial(rate)?;
             let verdict = if passed { "sustained" } else { "too much" };
@@ -138,24 +142,37 @@ impl<'a> Rates<'a> {
     }
 
     fn udp(&self, rate: u32) -> Result<bool> {
-        let load = load(Transport::Udp, "rate", rate, self.effort.trial_seconds);
-        let outcome = sipp::register(self.lab.client(), load)?;
-        Ok(sustained(&outcome))
+        self.trial(&[(Transport::Udp, "rate")], rate)
     }
 
     fn mix(&self, rate: u32) -> Result<bool> {
-        let started = TRANSPORTS
-            .into_iter()
+        self.trial(&TRANSPORTS, rate.div_ceil(3))
+    }
+
+    /// Whether `rate` a second over each of the transports is held once half of it has been asked for.
+    fn trial(&self, transports: &[(Transport, &'static str)], rate: u32) -> Result<bool> {
+        self.registered(transports, rate.div_ceil(2), WARM_SECONDS)?;
+        let outcomes = self.registered(transports, rate, self.effort.trial_seconds)?;
+        Ok(outcomes.iter().all(sustained))
+    }
+
+    /// What comes of `rate` a second over each of the transports, all at once.
+    fn registered(
+        &self,
+        transports: &[(Transport, &'static str)],
+        rate: u32,
+        seconds: u32,
+    ) -> Result<Vec<Outcome>> {
+        let started = transports
+            .iter()
             .map(|(transport, word)| {
-                let load = load(transport, word, rate.div_ceil(3), self.effort.trial_seconds);
-                sipp::start(self.lab.client(), load)
+                sipp::start(self.lab.client(), load(*transport, word, rate, seconds))
             })
             .collect::<Result<Vec<_>>>()?;
-        let outcomes = started
+        started
             .into_iter()
             .map(sipp::Registering::finish)
-            .collect::<Result<Vec<Outcome>>>()?;
-        Ok(outcomes.iter().all(sustained))
+            .collect()
     }
 }
 
