@@ -14,6 +14,15 @@ use tempfile::TempDir;
 /// How long tcpdump may take to begin or end.
 const LIMIT: Duration = Duration::from_secs(20);
 
+/// tcpdump's options for a line on standard output for each frame, with its time, as soon as it is seen.
+pub(crate) const IN_LINES: [&str; 4] = [
+    "-l",
+    "-n",
+    "-tt",
+    // Else the kernel keeps what it has seen back for up to a second.
+    "--immediate-mode",
+];
+
 /// tcpdump at the lab's end of a line. Dropping it ends it.
 pub(crate) struct Capture {
     child: Child,
@@ -67,17 +76,8 @@ impl Capture {
             .tempdir()?;
         let errors = folder.path().join("errors");
         let child = command
-            // Else the kernel keeps what it has seen back for up to a second.
-            .args([
-                "-l",
-                "-n",
-                "-tt",
-                "--immediate-mode",
-                "-s",
-                "2048",
-                "-B",
-                "16384",
-            ])
+            .args(IN_LINES)
+            .args(["-s", "2048", "-B", "16384"])
             .stdin(Stdio::null())
             .stdout(File::create(folder.path().join("frames"))?)
             .stderr(File::create(&errors)?)

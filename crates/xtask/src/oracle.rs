@@ -7,6 +7,6 @@ mod judge;
 mod wire;
 
 pub(crate) use ask::{Oracle, PORT, connect, order, start};
-pub(crate) use handed::Handed;
+pub(crate) use handed::{Handed, Hung};
 pub(crate) use judge::{Exchange, Fault, Seen, judge, missing_on_disk};
 pub(crate) use wire::{Frame, Wire, out_of_turn};

@@ -5,8 +5,11 @@
 //! the kernel after the hang was not, and the tap tells the one from the other.
 
 use super::wire::{Frame, read};
-use crate::pair::{Pair, UnixSeconds, unix_seconds};
-use anyhow::{Context as _, Result, ensure};
+use crate::{
+    capture::IN_LINES,
+    pair::{Pair, UnixSeconds, unix_seconds},
+};
+use anyhow::{Result, bail};
 use lab::Remote;
 use std::time::{Duration, SystemTime};
 
@@ -24,7 +27,12 @@ pub(crate) struct Handed {
     tcpdump: Remote,
     /// By how many seconds the host's clock is ahead of ours.
     ahead: f64,
-    hung: Option<UnixSeconds>,
+}
+
+/// The same, once the host has begun to hang.
+pub(crate) struct Hung {
+    handed: Handed,
+    since: UnixSeconds,
 }
 
 impl Handed {
@@ -34,70 +42,65 @@ impl Handed {
     /// tcpdump can't be run there.
     pub(crate) fn start(pair: &Pair<'_>, side: usize, mac: &str) -> Result<Self> {
         let host = pair.host(side);
-        let tap = &pair.file.nics[0].tap;
-        let tcpdump = host.spawn(&[
-            "tcpdump",
-            // A host has no user of its own for it.
-            "-Z",
-            "root",
-            "-e",
-            "-l",
-            "-n",
-            "-tt",
-            "--immediate-mode",
-            "-Q",
-            "in",
-            "-i",
-            tap,
-            "ether",
-            "src",
-            mac,
-        ])?;
+        let tap = pair.file.nics[0].tap.as_str();
+        // A host has no user of its own for it.
+        let mut command = vec!["tcpdump", "-Z", "root", "-e", "-Q", "in", "-i", tap];
+        command.extend(IN_LINES);
+        command.extend(["ether", "src", mac]);
+        let tcpdump = host.spawn(&command)?;
         tcpdump.wait_for("listening on", LIMIT)?;
         Ok(Self {
             side,
             tcpdump,
             ahead: host.agent().clock_ahead()?,
-            hung: None,
         })
     }
 
     /// The host hangs from now on.
-    pub(crate) fn hung(&mut self) {
-        self.hung = Some(unix_seconds(SystemTime::now()));
+    ///
+    /// # Errors
+    /// It is off.
+    pub(crate) fn hang(self, pair: &Pair<'_>) -> Result<Hung> {
+        pair.host(self.side).hang()?;
+        Ok(Hung {
+            handed: self,
+            since: unix_seconds(SystemTime::now()),
+        })
     }
+}
 
-    /// Ends the watch: what the host's line carried after the hang although it was handed to the kernel before, out of
-    /// `frames`, which are all that were seen on the lines, in the order of their times.
+impl Hung {
+    /// Ends the watch, once the host has gone on: what its line carried after the hang although it was handed to the kernel
+    /// before, out of `frames`, which are all that were seen on the lines, in the order of their times.
     ///
     /// # Errors
     /// tcpdump does not end, or is not understood. What it lost excuses nothing, so that it need not be counted.
     pub(crate) fn finish(self, frames: &[Frame]) -> Result<Vec<Frame>> {
-        // It may have ended with the tap, which goes when its runner lets go of the machine.
-        if let Err(error) = self.tcpdump.signal(rustix::process::Signal::INT.as_raw()) {
-            ensure!(self.tcpdump.wait_at_most(LIMIT)?.is_some(), error);
+        let Handed {
+            side,
+            tcpdump,
+            ahead,
+        } = self.handed;
+        // It may have ended with the tap, which goes when its runner lets go of the machine: then it can't be told, and need not.
+        let told = tcpdump.signal(rustix::process::Signal::INT.as_raw());
+        if tcpdump.wait_at_most(LIMIT)?.is_none() {
+            told?;
+            bail!("tcpdump in h{} does not end", side + 1);
         }
-        ensure!(
-            self.tcpdump.wait_at_most(LIMIT)?.is_some(),
-            "tcpdump in h{} does not end",
-            self.side + 1
-        );
-        let output = self.tcpdump.wait()?;
+        let output = tcpdump.wait()?;
         let mut handed = Vec::new();
-        for line in String::from_utf8_lossy(&output.stdout).lines() {
-            if line.is_empty() {
-                continue;
-            }
-            let frame = read(self.side, line).with_context(|| format!("tcpdump said {line:?}"))?;
+        // Its own last word is an empty line.
+        for line in String::from_utf8_lossy(&output.stdout)
+            .lines()
+            .filter(|line| !line.is_empty())
+        {
+            let frame = read(side, line)?;
             handed.push(Frame {
-                at: frame.at - self.ahead,
+                at: frame.at - ahead,
                 ..frame
             });
         }
-        Ok(self
-            .hung
-            .map(|hung| late(frames, &handed, hung))
-            .unwrap_or_default())
+        Ok(late(frames, &handed, self.since))
     }
 }
 

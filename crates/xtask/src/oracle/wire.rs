@@ -44,7 +44,7 @@ impl Wire {
         let mut frames = Vec::new();
         for (side, capture) in self.captures.into_iter().enumerate() {
             for line in capture.finish()? {
-                frames.push(read(side, &line).with_context(|| format!("tcpdump said {line:?}"))?);
+                frames.push(read(side, &line)?);
             }
         }
         frames.sort_by(|one, other| one.at.total_cmp(&other.at));
@@ -53,10 +53,16 @@ impl Wire {
 }
 
 /// Reads a line of `tcpdump -tt`.
-pub(super) fn read(side: usize, line: &str) -> Option<Frame> {
-    let (time, what) = line.split_once(' ')?;
-    Some(Frame {
-        at: time.parse().ok()?,
+///
+/// # Errors
+/// It does not begin with a time.
+pub(super) fn read(side: usize, line: &str) -> Result<Frame> {
+    let time = line
+        .split_once(' ')
+        .and_then(|(time, what)| Some((time.parse().ok()?, what)));
+    let (at, what) = time.with_context(|| format!("tcpdump said {line:?}"))?;
+    Ok(Frame {
+        at,
         side,
         what: what.to_owned(),
     })
@@ -109,7 +115,10 @@ mod tests {
     fn a_line_is_read() {
         let frame = read(1, "1700000000.123456 52:54:00:aa:00:01 > ff:ff, ARP").unwrap();
         assert!((frame.at - 1_700_000_000.123_456).abs() < 1e-6);
-        assert_eq!(read(0, "noise"), None);
+        for noise in ["noise", "no time, but words"] {
+            let error = read(0, noise).unwrap_err();
+            assert!(error.to_string().contains(noise), "{error}");
+        }
     }
 
     #[test]

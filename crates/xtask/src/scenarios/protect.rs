@@ -214,11 +214,10 @@ fn old_primary_returns(case: &Case) -> Result<()> {
     let counter = counter::start(client, FIRST_GUEST, CALM)?;
     counts_on(&counter)?;
     let wire = Wire::start(&pair, &mac(0))?;
-    let mut handed = Handed::start(&pair, 0, &mac(0))?;
+    let handed = Handed::start(&pair, 0, &mac(0))?;
     counts_on(&counter)?;
 
-    pair.host(0).hang()?;
-    handed.hung();
+    let hung = handed.hang(&pair)?;
     pair.wait_runs(1)?;
     counts_on(&counter).context("after the takeover")?;
     // From here on the old one may let nothing go as the guest, however it is tempted: a client that has forgotten the
@@ -236,7 +235,7 @@ fn old_primary_returns(case: &Case) -> Result<()> {
     process::poll(SOON, Duration::from_millis(100), backup)?
         .context("the old primary did not become the backup")?;
     let frames = wire.finish()?;
-    let late = handed.finish(&frames)?;
+    let late = hung.finish(&frames)?;
     ensure!(
         [0, 1].map(|side| frames.iter().any(|frame| frame.side == side)) == [true, true],
         "the captures do not see what the runners send"

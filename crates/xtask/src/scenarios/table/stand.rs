@@ -9,7 +9,7 @@ use crate::{
     assets::Assets,
     machine_file::{Disk, FIRST_GUEST, MachineFile, mac},
     machine_host,
-    oracle::{self, Fault, Frame, Handed, Oracle, Seen, Wire},
+    oracle::{self, Fault, Frame, Handed, Hung, Oracle, Seen, Wire},
     pair::{Nodes, Pair, Records, Status},
     process,
 };
@@ -58,7 +58,7 @@ pub(crate) struct Stand<'a> {
     oracle: Option<Oracle>,
     wire: Option<Wire>,
     /// The tap of a host that hangs, or hung.
-    handed: Option<Handed>,
+    hung: Option<Hung>,
     /// What was seen by clients whose connection had to end.
     earlier: Seen,
     /// What both hosts sent as the guest, once the watch has ended.
@@ -151,7 +151,7 @@ impl<'a> Stand<'a> {
             remark: String::new(),
             oracle: None,
             wire: None,
-            handed: None,
+            hung: None,
             earlier: Seen::default(),
             frames: Vec::new(),
             late: Vec::new(),
@@ -173,7 +173,7 @@ impl<'a> Stand<'a> {
         self.takeovers = 0;
         self.frames.clear();
         self.late.clear();
-        self.handed = None;
+        self.hung = None;
         self.earlier = Seen::default();
         let runner = self.runner()?;
         self.turns = vec![runner];
@@ -227,8 +227,8 @@ impl<'a> Stand<'a> {
         if let Some(wire) = self.wire.take() {
             self.frames = wire.finish()?;
         }
-        if let Some(handed) = self.handed.take() {
-            self.late = handed.finish(&self.frames)?;
+        if let Some(hung) = self.hung.take() {
+            self.late = hung.finish(&self.frames)?;
             if !self.late.is_empty() {
                 let remark = format!("frames that left late: {}", self.late.len());
                 self.remark = [std::mem::take(&mut self.remark), remark]
@@ -303,11 +303,9 @@ impl<'a> Stand<'a> {
     /// # Errors
     /// Its tap can't be watched, or it is off.
     pub(crate) fn hang(&mut self, side: usize) -> Result<()> {
-        let mut handed = Handed::start(&self.pair, side, &mac(0))?;
+        let handed = Handed::start(&self.pair, side, &mac(0))?;
         self.moment();
-        self.pair.host(side).hang()?;
-        handed.hung();
-        self.handed = Some(handed);
+        self.hung = Some(handed.hang(&self.pair)?);
         Ok(())
     }
 
