@@ -112,6 +112,8 @@ struct Measured {
 /// The machine alone.
 struct Alone {
     udp: Option<u32>,
+    /// The same after the pair, once it is known.
+    udp_again: Option<u32>,
     mix: Option<u32>,
     calm: Calm,
     idle: HostCost,
@@ -184,18 +186,20 @@ fn measure(
         rate
     } else {
         let rates = Rates::new(lab, assets, guest, effort, progress)?;
-        let alone = rates.alone()?;
+        let mut alone = rates.alone()?;
         let mix = alone
             .mix
             .context("the machine alone bears no load at all")?;
-        measured.alone = Some(alone);
         let step = progress.step("a pair of hosts is made and protected");
-        let pair = make()?;
+        let mut pair = make()?;
         step.done("the machine is protected");
         let paired = paired(lab, &pair, &rates, effort, progress)
             .map_err(|error| with_logs(&pair, logs, error))?;
         measured.paired = Some(paired);
-        drop(pair);
+        pair.kill(1)?;
+        pair.kill(0)?;
+        alone.udp_again = rates.alone_again()?;
+        measured.alone = Some(alone);
         mix / 2
     };
     let seed = args.seed.unwrap_or_else(|| {
@@ -244,7 +248,12 @@ fn rows(measured: &Measured) -> Vec<Row> {
 }
 
 fn cost_rows(alone: &Alone, paired: &Paired) -> Vec<Row> {
-    let (udp, peer) = (paired.udp.map(f64::from), alone.udp.map(f64::from));
+    let udp = paired.udp.map(f64::from);
+    let [before, after] = [alone.udp, alone.udp_again].map(|rate| rate.map(f64::from));
+    // Halfway between them is when the pair's was measured.
+    let peer = before
+        .zip(after)
+        .map(|(before, after)| f64::midpoint(before, after));
     let share = udp.zip(peer).map(|(udp, peer)| udp / peer);
     let unprotected = alone.calm.median_ms();
     let allowed = unprotected
@@ -252,6 +261,8 @@ fn cost_rows(alone: &Alone, paired: &Paired) -> Vec<Row> {
         .map(|(median, pause)| Target::AtMost(median + 2.0 * pause));
     let mut rows = vec![
         Row::new("highest REGISTER rate, UDP, peer: unprotected", "1/s", udp).peer(peer),
+        Row::new("the same, unprotected, before the pair's", "1/s", before),
+        Row::new("the same, unprotected, after the pair's", "1/s", after),
         Row::new("rate as a share of the unprotected one", "", share)
             .target(Target::AtLeast(RATE_SHARE)),
         Row::new(

@@ -1,4 +1,5 @@
-//! The highest rates: of the machine alone, over UDP and over all transports at once, and of the pair over UDP.
+//! The highest rates: of the machine alone, over UDP and over all transports at once, of the pair over UDP, and of the machine
+//! alone once more: a shared computer is not as fast at one time as at another.
 
 use super::{Alone, Effort, cost};
 use crate::{
@@ -85,10 +86,22 @@ impl<'a> Rates<'a> {
         machine.kill()?;
         Ok(Alone {
             udp,
+            udp_again: None,
             mix,
             calm,
             idle,
         })
+    }
+
+    /// Measures the machine alone once more over UDP, after the pair's, which is no more.
+    ///
+    /// # Errors
+    /// The guest does not come up, or does not answer any more.
+    pub(super) fn alone_again(&self) -> Result<Option<u32>> {
+        let machine = self.boot()?;
+        let udp = self.search("UDP, machine alone again", START_UDP, |rate| self.udp(rate))?;
+        machine.kill()?;
+        Ok(udp)
     }
 
     /// Measures the pair's machine, which runs already, over UDP.
@@ -104,7 +117,7 @@ impl<'a> Rates<'a> {
         &self,
         name: &str,
         start: u32,
-        mut trial: impl FnMut(u32) -> Result<bool>,
+        mut trial: impl FnMut(u32) -> Result<Vec<Outcome>>,
     ) -> Result<Option<u32>> {
         let mut search =
             RateSearch::new(start, FACTOR, LIMIT, TRIALS).refined_to(self.effort.ratio);
@@ -115,9 +128,14 @@ impl<'a> Rates<'a> {
                 sipp::sip(FIRST_GUEST),
                 super::SETTLE_SECONDS,
             )?;
-            let passed = trial(rate)?;
+            let outcomes = trial(rate)?;
+            let passed = outcomes.iter().all(sustained);
             let verdict = if passed { "sustained" } else { "too much" };
-            step.done(format!("{name}: {rate} REGISTER/s {verdict}"));
+            let seen: Vec<String> = outcomes.iter().map(Outcome::summary).collect();
+            step.done(format!(
+                "{name}: {rate} REGISTER/s {verdict}: {}",
+                seen.join("; ")
+            ));
             search.record(passed);
         }
         if let (Some(best), true) = (search.best(), search.is_lower_bound()) {
@@ -141,19 +159,18 @@ impl<'a> Rates<'a> {
         Ok(running)
     }
 
-    fn udp(&self, rate: u32) -> Result<bool> {
+    fn udp(&self, rate: u32) -> Result<Vec<Outcome>> {
         self.trial(&[(Transport::Udp, "rate")], rate)
     }
 
-    fn mix(&self, rate: u32) -> Result<bool> {
+    fn mix(&self, rate: u32) -> Result<Vec<Outcome>> {
         self.trial(&TRANSPORTS, rate.div_ceil(3))
     }
 
-    /// Whether `rate` a second over each of the transports is held once half of it has been asked for.
-    fn trial(&self, transports: &[(Transport, &'static str)], rate: u32) -> Result<bool> {
+    /// What comes of `rate` a second over each of the transports once half of it has been asked for.
+    fn trial(&self, transports: &[(Transport, &'static str)], rate: u32) -> Result<Vec<Outcome>> {
         self.registered(transports, rate.div_ceil(2), WARM_SECONDS)?;
-        let outcomes = self.registered(transports, rate, self.effort.trial_seconds)?;
-        Ok(outcomes.iter().all(sustained))
+        self.registered(transports, rate, self.effort.trial_seconds)
     }
 
     /// What comes of `rate` a second over each of the transports, all at once.
@@ -169,10 +186,7 @@ impl<'a> Rates<'a> {
                 sipp::start(self.lab.client(), load(*transport, word, rate, seconds))
             })
             .collect::<Result<Vec<_>>>()?;
-        started
-            .into_iter()
-            .map(sipp::Registering::finish)
-            .collect()
+        started.into_iter().map(sipp::Registering::finish).collect()
     }
 }
 
