@@ -108,12 +108,15 @@ impl Outcome {
 }
 
 /// Reads a line of a log of calls, `number,seconds,microseconds,event`: the call, when (in seconds since 1970), what. SIPp
-/// writes numbers as decimals.
+/// writes numbers as decimals, and nothing where one is 0: to it, such a variable is not set (its `CCallVariable::isSet`).
 pub(crate) fn event(line: &str) -> Option<(u32, f64, &str)> {
     let mut fields = line.trim().split(',');
     let call = fields.next()?.parse().ok()?;
     let seconds: f64 = fields.next()?.parse().ok()?;
-    let micros: f64 = fields.next()?.parse().ok()?;
+    let micros: f64 = match fields.next()? {
+        "" => 0.0,
+        micros => micros.parse().ok()?,
+    };
     let event = fields.next()?;
     fields
         .next()
@@ -240,6 +243,16 @@ mod tests {
         assert!((outcome.timeline()[1].0 - 0.1).abs() < 1e-6);
         assert!((outcome.timeline_since(99.0)[0].0 - 1.5).abs() < 1e-6);
         assert!((outcome.answers[1].came() - 100.604).abs() < 1e-6);
+    }
+
+    /// One moment in a million is on a full second; SIPp leaves out a variable that is 0.
+    #[test]
+    fn a_moment_without_microseconds_is_a_full_second() {
+        let log = "1,99.000000,996000.000000,start\n1,100.000000,,ok\n2,101.000000,,start\n";
+        let outcome = parse_calls(log, "a-");
+        assert_eq!((outcome.tried, outcome.ok), (2, 1));
+        assert!((outcome.response_ms.max().unwrap() - 4.0).abs() < 0.01);
+        assert_eq!(parse_gaps(log, 2), None);
     }
 
     #[test]
