@@ -76,42 +76,65 @@ impl Threads {
 }
 
 /// What a kernel's processors did, in seconds since its start, all processors together.
+///
+/// What they were busy with the kernel samples at its ticks, and work that begins with a tick and ends before the next is
+/// not seen at all: of an emulated host half of it, so that one process seemed to use twice what all of its host did. What
+/// they idled is measured, by any kernel that stops its ticks then (`get_cpu_idle_time_us`), and the rest is what they did.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub(crate) struct Kernel {
+    /// Since its start.
+    up: f64,
+    processors: f64,
+    /// Idling, waiting for a disk, and taken by others.
+    idle: f64,
+    softirq: f64,
+}
+
+/// What a kernel's processors did in some time, in seconds, all processors together.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct Busy {
     /// Anything but idling and waiting for a disk; time that others took is not in it.
-    pub(crate) busy: f64,
-    /// Of it, in software interrupts: bridge, taps and the network's protocols.
+    pub(crate) all: f64,
+    /// Of it, in software interrupts: bridge, taps and the network's protocols. Sampled.
     pub(crate) softirq: f64,
 }
 
 impl Kernel {
+    /// Writes what [`Self::parse`] reads, in any shell.
+    pub(crate) const SCRIPT: &str = "cat /proc/uptime && grep ^cpu /proc/stat";
+
     /// Reads a host's.
     ///
     /// # Errors
     /// The host can't be reached.
     pub(crate) fn of(host: &Host) -> Result<Self> {
-        let text = host.sh("head -n 1 /proc/stat")?;
+        let text = host.sh(Self::SCRIPT)?;
         Self::parse(&text).with_context(|| format!("{}'s /proc/stat: {text}", host.name()))
     }
 
     /// What was used since `earlier`.
-    pub(crate) fn since(&self, earlier: &Self) -> Self {
-        Self {
-            busy: (self.busy - earlier.busy).max(0.0),
+    pub(crate) fn since(&self, earlier: &Self) -> Busy {
+        let all = (self.up - earlier.up) * self.processors - (self.idle - earlier.idle);
+        Busy {
+            all: all.max(0.0),
             softirq: (self.softirq - earlier.softirq).max(0.0),
         }
     }
 
-    /// The first line of `/proc/stat` (proc(5)): user, nice, system, idle, iowait, irq, softirq, steal. Times of guests are in
-    /// user and nice.
+    /// `/proc/uptime`, and of `/proc/stat` (proc(5)) the line of all processors and a line for each: user, nice, system, idle,
+    /// iowait, irq, softirq, steal.
     pub(crate) fn parse(text: &str) -> Option<Self> {
-        let line = text.lines().find_map(|line| line.strip_prefix("cpu "))?;
-        let times = line.split_whitespace().map(str::parse);
+        let up = text.split_whitespace().next()?.parse().ok()?;
+        let mut lines = text.lines().skip_while(|line| !line.starts_with("cpu "));
+        let times = lines.next()?.split_whitespace().skip(1).map(str::parse);
         let times = times.collect::<Result<Vec<u32>, _>>().ok()?;
-        let [user, nice, system, _, _, irq, softirq] = *times.get(..7)?.first_chunk()?;
+        let [_, _, _, idle, wait, _, softirq, stolen] = *times.get(..8)?.first_chunk()?;
         let seconds = |ticks: u32| f64::from(ticks) / TICKS;
+        let processors = lines.filter(|line| line.starts_with("cpu")).count();
         Some(Self {
-            busy: seconds(user) + seconds(nice) + seconds(system) + seconds(irq) + seconds(softirq),
+            up,
+            processors: f64::from(u32::try_from(processors).ok().filter(|count| *count > 0)?),
+            idle: seconds(idle) + seconds(wait) + seconds(stolen),
             softirq: seconds(softirq),
         })
     }
@@ -151,10 +174,25 @@ mod tests {
 
     #[test]
     fn idling_and_what_others_took_is_not_busy() {
-        let text = "cpu  100 10 20 9000 800 5 15 700 50 0\ncpu0 1 1 1 1 1 1 1 1 1 1\n";
-        let kernel = Kernel::parse(text).unwrap();
-        assert!((kernel.busy - 1.5).abs() < 1e-9 && (kernel.softirq - 0.15).abs() < 1e-9);
-        assert_eq!(Kernel::parse("cpu 1 2 3\n"), None);
-        assert_eq!(Kernel::parse(""), None);
+        let at = |up: u32, idle: u32, wait: u32, softirq: u32, stolen: u32| {
+            let text = format!(
+                "{up}.50 0.01\ncpu  100 10 20 {idle} {wait} 5 {softirq} {stolen} 50 0\n\
+                 cpu0 1 1 1 1 1 1 1 1 1 1\ncpu1 1 1 1 1 1 1 1 1 1 1\n"
+            );
+            Kernel::parse(&text).unwrap()
+        };
+        // Of 20 s in 10 s, 6 were idle, one was waited, and 2 were taken.
+        let used = at(20, 1600, 200, 25, 900).since(&at(10, 1000, 100, 10, 700));
+        assert!((used.all - 11.0).abs() < 1e-9, "{used:?}");
+        assert!((used.softirq - 0.15).abs() < 1e-9, "{used:?}");
+        let earlier = at(10, 1000, 100, 10, 700);
+        assert!(earlier.since(&at(20, 1600, 200, 25, 900)).all < 1e-9);
+        for odd in [
+            "1.0 1\ncpu 1 2 3\ncpu0 1\n",
+            "1.0 1\ncpu 1 2 3 4 5 6 7 8\n",
+            "",
+        ] {
+            assert_eq!(Kernel::parse(odd), None, "{odd}");
+        }
     }
 }

@@ -109,9 +109,9 @@ pub(super) fn run(
 fn watched(host: &lab::Host, time: Duration) -> Result<(f64, f64)> {
     let (began, used) = (Instant::now(), Kernel::of(host)?);
     thread::sleep(time);
-    let (ended, all) = (Instant::now(), Kernel::of(host)?);
+    let (ended, now) = (Instant::now(), Kernel::of(host)?);
     let seconds = ended.duration_since(began).as_secs_f64();
-    Ok((all.since(&used).busy, seconds))
+    Ok((now.since(&used).all, seconds))
 }
 
 /// What a pair says of its time so far.

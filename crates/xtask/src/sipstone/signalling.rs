@@ -189,8 +189,7 @@ impl Sample {
     /// # Errors
     /// One of them does not answer.
     pub(super) fn take(stage: &Stage<'_>, processes: &Processes<'_>) -> Result<Self> {
-        let script = "head -n 1 /proc/stat";
-        let (text, _) = guest_shell::run(stage.client(), FIRST_GUEST, script, GUEST_LIMIT)?;
+        let (text, _) = guest_shell::run(stage.client(), FIRST_GUEST, Kernel::SCRIPT, GUEST_LIMIT)?;
         let guest =
             Kernel::parse(&text).with_context(|| format!("the guest's /proc/stat: {text}"))?;
         let of = |(host, pid): (&lab::Host, i32)| -> Result<_> {
@@ -211,7 +210,7 @@ impl Sample {
         let seconds = self.at.duration_since(earlier.at).as_secs_f64();
         let percent = |used: f64| Cell::from(used / seconds * 100.0);
         let per_1000 = |used: f64| Cell::from(used / f64::from(count) * 1e3);
-        let guest = self.guest.since(&earlier.guest).busy;
+        let guest = self.guest.since(&earlier.guest).all;
         let host = self.primary.0.since(&earlier.primary.0);
         let threads = self.primary.1.since(&earlier.primary.1);
         let backup = self.backup.as_ref().zip(earlier.backup.as_ref());
@@ -228,13 +227,13 @@ impl Sample {
             percent(threads.checkpoint),
             percent(threads.sender),
             percent(threads.other),
-            percent(host.busy),
+            percent(host.all),
             percent(host.softirq),
             of_backup(backup.map(|(_, threads)| threads.all()), &percent),
-            of_backup(backup.map(|(host, _)| host.busy), &percent),
+            of_backup(backup.map(|(host, _)| host.all), &percent),
             per_1000(guest),
-            per_1000(host.busy),
-            of_backup(backup.map(|(host, _)| host.busy), &per_1000),
+            per_1000(host.all),
+            of_backup(backup.map(|(host, _)| host.all), &per_1000),
             self.computer.stolen_since(&earlier.computer).into(),
         ]
     }
